@@ -1,0 +1,505 @@
+//! The backward pass, and its two stages.
+
+use crate::activation::Activation;
+use crate::batch_norm::{BatchNorm, Op, Output, entry};
+use crate::element::{Element, Param};
+use crate::engine::Sink;
+use crate::error::Error;
+use crate::exec::{Run, Shared};
+use crate::kernel::Coefficients;
+use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
+use crate::kernel::backward_sums::GradientSums;
+use crate::kernel::factor_is_safe;
+use crate::kernel::normalize::inverse_std;
+use crate::lanes::Scalar;
+use crate::layout::grid::part;
+use crate::layout::{Channels, Place};
+use crate::moments::{GradSums, Moments};
+
+/// The statistics that a forward pass used, which decide what its gradient is.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Statistics<'a, P> {
+    /// The moments of the batch, as [`BatchNorm::forward_training`] wrote them: mean and variance
+    /// depend on x.
+    Batch(&'a [Moments]),
+    /// The batch's statistics as a framework keeps them: rounded to the parameters' type. What the
+    /// rounding of the mean lost is measured in the same pass over memory and put right.
+    Rounded {
+        /// The mean of each channel.
+        mean: &'a [P],
+        /// The biased variance of each channel.
+        var: &'a [P],
+    },
+    /// Running statistics, as inference uses them: constants ("frozen" batch normalization).
+    Running {
+        /// The running mean of each channel.
+        mean: &'a [P],
+        /// The running variance of each channel.
+        var: &'a [P],
+    },
+}
+
+/// What a backward pass reads.
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardInput<'a, T: Element> {
+    /// The forward pass's input.
+    pub x: &'a [T],
+    /// The forward pass's output: needed with an activation, whose mask is taken from it.
+    pub y: Option<&'a [T]>,
+    /// The gradient of the forward pass's output.
+    pub dy: &'a [T],
+    /// gamma, if the forward pass had one.
+    pub gamma: Option<&'a [T::Param]>,
+    /// The statistics of the forward pass.
+    pub statistics: Statistics<'a, T::Param>,
+}
+
+/// What a backward pass writes: what is `None` is not calculated.
+pub struct Gradients<'a, T: Element> {
+    /// The gradient of x.
+    pub dx: Option<Output<'a, T>>,
+    /// The gradient of the residual: dy behind the activation's mask.
+    pub dresidual: Option<Output<'a, T>>,
+    /// The gradient of gamma.
+    pub dgamma: Option<&'a mut [T::Param]>,
+    /// The gradient of beta.
+    pub dbeta: Option<&'a mut [T::Param]>,
+}
+
+impl<T: Element> Default for Gradients<'_, T> {
+    fn default() -> Self {
+        Gradients { dx: None, dresidual: None, dgamma: None, dbeta: None }
+    }
+}
+
+impl<T: Element> BatchNorm<T> {
+    /// The gradients of x, gamma, beta and the residual: any of them.
+    ///
+    /// x, y, dy, dx and dresidual have the plan's shape; the rest has one entry per channel. With
+    /// batch statistics
+    /// dx = γ/σ·(dy − Σdy/n − x̂·Σ(dy·x̂)/n), dγ = Σ dy·x̂, dβ = Σ dy (Ioffe & Szegedy 2015, section 3);
+    /// with running statistics dx = γ/σ·dy, which needs no pass for sums if dgamma and dbeta are not
+    /// wanted.
+    ///
+    /// dgamma and dbeta overwrite; to accumulate over micro-batches use the stages.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Workspace`]; [`Error::Missing`] where an activation wants y.
+    /// Nothing has been written then. [`Error::Executor`].
+    pub fn backward(
+        &self,
+        input: BackwardInput<'_, T>,
+        output: Gradients<'_, T>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_backward(&input, run.workspace.len())?;
+        self.check_len("dy", input.dy.len())?;
+        self.check_gradients(&output)?;
+        // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
+        // writing.
+        unsafe { self.backward_at(&input, input.dy.as_ptr(), output, &mut run) }
+    }
+
+    /// [`backward`](Self::backward) with dx over dy; `input.dy` and `output.dx` are not used and must
+    /// be empty and `None`.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Unused`].
+    pub fn backward_in_place(
+        &self,
+        dy_to_dx: &mut [T],
+        input: BackwardInput<'_, T>,
+        output: Gradients<'_, T>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_backward(&input, run.workspace.len())?;
+        self.check_len("dy", dy_to_dx.len())?;
+        self.check_gradients(&output)?;
+        if !input.dy.is_empty() {
+            return Err(Error::Unused { what: "input.dy" });
+        }
+        if output.dx.is_some() {
+            return Err(Error::Unused { what: "output.dx" });
+        }
+        let dy = dy_to_dx.as_ptr();
+        let Gradients { dresidual, dgamma, dbeta, .. } = output;
+        let output = Gradients { dx: Some(dy_to_dx.into()), dresidual, dgamma, dbeta };
+        // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
+        unsafe { self.backward_at(&input, dy, output, &mut run) }
+    }
+
+    /// The first stage: Σ dy and Σ dy·(x − mean) of this x and dy, for statistics that may be those
+    /// of more than this x. `input.gamma` is not used.
+    ///
+    /// Σ (x − mean) is measured rather than taken to be 0, so shards of a batch may be summed one by
+    /// one and merged by [`GradSums::merge`].
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_sums(
+        &self,
+        input: BackwardInput<'_, T>,
+        sums: &mut [GradSums],
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_backward(&input, run.workspace.len())?;
+        self.check_len("dy", input.dy.len())?;
+        self.check_channels("sums", sums.len())?;
+        let frozen = matches!(input.statistics, Statistics::Running { .. });
+        sums.fill(GradSums::default());
+        let (all, sums) = (self.engine.all(), Shared(sums.as_mut_ptr()));
+        // SAFETY: the lengths have been checked; inputs are borrowed for reading.
+        unsafe { self.sums_at(&input, input.dy.as_ptr(), all, !frozen, !frozen, sums, &mut run) }
+    }
+
+    /// The second stage: dx, and dresidual, from sums that may be those of more than this x; of
+    /// `output`, dgamma and dbeta are made from the sums too.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_apply(
+        &self,
+        input: BackwardInput<'_, T>,
+        sums: &[GradSums],
+        output: Gradients<'_, T>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_backward(&input, run.workspace.len())?;
+        self.check_len("dy", input.dy.len())?;
+        self.check_channels("sums", sums.len())?;
+        self.check_gradients(&output)?;
+        // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
+        // writing.
+        unsafe {
+            let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
+            self.apply_at(&input, input.dy.as_ptr(), self.engine.all(), sums, output, &mut run)
+        }
+    }
+
+    fn check_backward(&self, input: &BackwardInput<'_, T>, workspace: usize) -> Result<(), Error> {
+        self.check_len("x", input.x.len())?;
+        match (input.y, self.activation) {
+            (Some(y), _) => self.check_len("y", y.len())?,
+            (None, Activation::Identity) => {}
+            (None, _) => return Err(Error::Missing { what: "y" }),
+        }
+        if let Some(gamma) = input.gamma {
+            self.check_channels("gamma", gamma.len())?;
+        }
+        match input.statistics {
+            Statistics::Batch(m) => self.check_channels("moments", m.len())?,
+            Statistics::Rounded { mean, var } | Statistics::Running { mean, var } => {
+                self.check_channels("mean", mean.len())?;
+                self.check_channels("var", var.len())?;
+            }
+        }
+        self.check_workspace(Op::Backward, workspace)
+    }
+
+    fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
+        if let Some(dx) = &output.dx {
+            self.check_len("dx", dx.len)?;
+        }
+        if let Some(dr) = &output.dresidual {
+            self.check_len("dresidual", dr.len)?;
+        }
+        if let Some(d) = &output.dgamma {
+            self.check_channels("dgamma", d.len())?;
+        }
+        if let Some(d) = &output.dbeta {
+            self.check_channels("dbeta", d.len())?;
+        }
+        Ok(())
+    }
+
+    fn mean(&self, statistics: &Statistics<'_, T::Param>, c: usize) -> f64 {
+        match statistics {
+            Statistics::Batch(m) => m.get(c).map_or(0.0, |m| m.mean),
+            Statistics::Rounded { mean, .. } | Statistics::Running { mean, .. } => entry(Some(mean), c, 0.0),
+        }
+    }
+
+    fn variance(&self, statistics: &Statistics<'_, T::Param>, c: usize) -> f64 {
+        match statistics {
+            Statistics::Batch(m) => m.get(c).map_or(0.0, |m| m.variance()),
+            Statistics::Rounded { var, .. } | Statistics::Running { var, .. } => entry(Some(var), c, 0.0),
+        }
+    }
+
+    /// Values that the statistics are of.
+    fn count(&self, statistics: &Statistics<'_, T::Param>, c: usize) -> u64 {
+        match statistics {
+            Statistics::Batch(m) => m.get(c).map_or(0, |m| m.count),
+            _ => self.shape.values_per_channel(),
+        }
+    }
+}
+
+/// Where a channel's sums are added up.
+trait Total: Send {
+    fn add(&mut self, dbeta: f64, dot: f64, off: f64);
+}
+
+impl Total for GradSums {
+    #[inline(always)]
+    fn add(&mut self, dbeta: f64, dot: f64, _: f64) {
+        self.dbeta += dbeta;
+        self.dot += dot;
+    }
+}
+
+impl Total for Reduced {
+    #[inline(always)]
+    fn add(&mut self, dbeta: f64, dot: f64, off: f64) {
+        self.dbeta += dbeta;
+        self.dot += dot;
+        self.off += off;
+    }
+}
+
+/// What the first pass leaves of a channel for the second.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Reduced {
+    dbeta: f64,
+    dot: f64,
+    /// Σ (x − mean) where it was measured, else 0.
+    off: f64,
+}
+
+/// Words of workspace that a channel's sums take between the passes.
+pub(crate) const SUM_WORDS: usize = size_of::<Reduced>() / 8;
+
+impl<T: Element> BatchNorm<T> {
+    /// # Safety
+    /// All operands are valid for the whole tensor; dx is dy or overlaps no input; the slices have
+    /// been checked.
+    unsafe fn backward_at(
+        &self,
+        input: &BackwardInput<'_, T>,
+        dy: *const T,
+        output: Gradients<'_, T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let frozen = matches!(input.statistics, Statistics::Running { .. });
+        let rounded = matches!(input.statistics, Statistics::Rounded { .. });
+        let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
+        if !wants_sums {
+            // SAFETY: by the caller.
+            return unsafe { self.apply_at(input, dy, self.engine.all(), |_| Default::default(), output, run) };
+        }
+        // As many channels at once as leave their sums room in the workspace: all of them, but for
+        // the smallest workspaces.
+        let all = self.engine.all();
+        let least = self.backward_scratch();
+        let channels = ((run.workspace.len() - least) / SUM_WORDS).clamp(1, all.end);
+        let bands = if self.engine.whole() { 1 } else { all.end.div_ceil(channels) };
+        let mut output = output;
+        for b in 0..bands {
+            let band = Channels { first: part(all.end, bands, b), end: part(all.end, bands, b + 1) };
+            let (sums, scratch) = run.workspace.split_at_mut((band.end - band.first) * SUM_WORDS);
+            sums.fill(0);
+            let sums = Shared(sums.as_mut_ptr().cast::<Reduced>());
+            let mut run = Run { workspace: scratch, executor: run.executor };
+            // SAFETY: by the caller; the sums are those of the band.
+            unsafe {
+                self.sums_at(input, dy, band, !frozen, rounded, sums, &mut run)?;
+                let reduced = |c: usize| {
+                    let r = *sums.at(c - band.first);
+                    let n = self.count(&input.statistics, c).max(1) as f64;
+                    // Where the mean was rounded: dot and mean as they are about the measured one.
+                    (GradSums { dbeta: r.dbeta, dot: r.dot - r.off / n * r.dbeta }, r.off / n)
+                };
+                self.apply_at(input, dy, band, reduced, output.reborrow(), &mut run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Scratch that either pass needs.
+    pub(crate) fn backward_scratch(&self) -> usize {
+        self.engine.reduce_min::<T, 2, 3>().max(self.engine.map_min::<T, 5>())
+    }
+
+    /// Adds up the sums of a band of channels.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`]; `sums` has an entry, zeroed, for each channel of the band.
+    #[allow(clippy::too_many_arguments, reason = "one call site each")]
+    unsafe fn sums_at(
+        &self,
+        input: &BackwardInput<'_, T>,
+        dy: *const T,
+        band: Channels,
+        pivot: bool,
+        measure: bool,
+        sums: Shared<impl Total>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let e = &self.engine;
+        let centre = |c| self.mean(&input.statistics, c);
+        let sink = SumSink::<T::Param, _, _> { sums, first: band.first, centre, param: core::marker::PhantomData };
+        let op = GradientSums { activation: self.activation, pivot, centre };
+        let (x, dy) = (e.place(input.x.as_ptr().cast_mut()), e.place(dy.cast_mut()));
+        // SAFETY: by the caller; the engine only reads.
+        unsafe {
+            match (self.masked(input), measure) {
+                (None, false) => e.reduce::<T, _, _, 2, 2, 2, 2>(&op, &[x, dy], band, &sink, run),
+                (None, true) => e.reduce::<T, _, _, 2, 2, 2, 3>(&op, &[x, dy], band, &sink, run),
+                (Some(y), false) => e.reduce::<T, _, _, 3, 2, 2, 2>(&op, &[x, dy, y], band, &sink, run),
+                (Some(y), true) => e.reduce::<T, _, _, 3, 2, 2, 3>(&op, &[x, dy, y], band, &sink, run),
+            }
+        }
+    }
+
+    /// y, where the activation has a mask.
+    fn masked(&self, input: &BackwardInput<'_, T>) -> Option<Place<T>> {
+        input.y.filter(|_| self.activation != Activation::Identity).map(|y| self.engine.place(y.as_ptr().cast_mut()))
+    }
+
+    /// Writes all gradients of a band of channels from its sums and what the mean is off by.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`].
+    unsafe fn apply_at(
+        &self,
+        input: &BackwardInput<'_, T>,
+        dy: *const T,
+        band: Channels,
+        sums: impl Fn(usize) -> (GradSums, f64) + Sync,
+        output: Gradients<'_, T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let statistics = &input.statistics;
+        let inverse = |c| inverse_std(self.variance(statistics, c), self.epsilon);
+        let channels = || band.first..band.end;
+        if let Some(dgamma) = output.dgamma {
+            for (c, d) in channels().zip(dgamma.iter_mut().skip(band.first)) {
+                *d = Scalar::from_f64(sums(c).0.dot * inverse(c));
+            }
+        }
+        if let Some(dbeta) = output.dbeta {
+            for (c, d) in channels().zip(dbeta.iter_mut().skip(band.first)) {
+                *d = Scalar::from_f64(sums(c).0.dbeta);
+            }
+        }
+        let e = &self.engine;
+        let scale = |c| entry(input.gamma, c, 1.0) * inverse(c);
+        let activation = self.activation;
+        let (x, dy, mask) = (e.place(input.x.as_ptr().cast_mut()), e.place(dy.cast_mut()), self.masked(input));
+        let (dx, dr) = (output.dx.map(|o| e.place(o.ptr)), output.dresidual.map(|o| e.place(o.ptr)));
+        let frozen = matches!(statistics, Statistics::Running { .. });
+        let multiply = |s: f64| Coefficients { narrow: [s], wide: [s], safe: factor_is_safe::<T::Param>(s) };
+        // SAFETY: by the caller; the engine only reads from its inputs.
+        unsafe {
+            match (dx, dr) {
+                (None, None) => Ok(()),
+                (None, Some(dr)) => {
+                    let op = ApplyFrozen { activation, coefficients: |_| multiply(1.0) };
+                    match mask {
+                        None => e.map::<T, _, 1, 1, 1, 1>(&op, &[dy], &[dr], band, run),
+                        Some(y) => e.map::<T, _, 2, 1, 1, 1>(&op, &[dy, y], &[dr], band, run),
+                    }
+                }
+                (Some(dx), dr) if frozen => {
+                    let op = ApplyFrozen { activation, coefficients: |c| multiply(scale(c)) };
+                    match (mask, dr) {
+                        (None, None) => e.map::<T, _, 1, 1, 1, 1>(&op, &[dy], &[dx], band, run),
+                        (None, Some(dr)) => e.map::<T, _, 1, 1, 1, 2>(&op, &[dy], &[dx, dr], band, run),
+                        (Some(y), None) => e.map::<T, _, 2, 1, 1, 1>(&op, &[dy, y], &[dx], band, run),
+                        (Some(y), Some(dr)) => e.map::<T, _, 2, 1, 1, 2>(&op, &[dy, y], &[dx, dr], band, run),
+                    }
+                }
+                (Some(dx), dr) => {
+                    let coefficients = |c: usize| {
+                        let (s, off) = sums(c);
+                        let (n, variance) = (self.count(statistics, c).max(1) as f64, self.variance(statistics, c));
+                        let sigma2 = variance + self.epsilon;
+                        let slope = if sigma2 == 0.0 { 0.0 } else { s.dot / (n * sigma2) };
+                        let mean = self.mean(statistics, c) + off;
+                        let (sigma, reach) = (libm::sqrt(sigma2), libm::sqrt(variance * n));
+                        constants::<T::Param>(s.dbeta / n, mean, slope, scale(c), sigma, reach)
+                    };
+                    let op = Apply { activation, coefficients };
+                    match (mask, dr) {
+                        (None, None) => e.map::<T, _, 2, 2, 5, 1>(&op, &[x, dy], &[dx], band, run),
+                        (None, Some(dr)) => e.map::<T, _, 2, 2, 5, 2>(&op, &[x, dy], &[dx, dr], band, run),
+                        (Some(y), None) => e.map::<T, _, 3, 2, 5, 1>(&op, &[x, dy, y], &[dx], band, run),
+                        (Some(y), Some(dr)) => e.map::<T, _, 3, 2, 5, 2>(&op, &[x, dy, y], &[dx, dr], band, run),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Element> Gradients<'_, T> {
+    /// The same outputs for another band of channels.
+    fn reborrow(&mut self) -> Gradients<'_, T> {
+        Gradients {
+            dx: self.dx.as_mut().map(Output::reborrow),
+            dresidual: self.dresidual.as_mut().map(Output::reborrow),
+            dgamma: self.dgamma.as_deref_mut(),
+            dbeta: self.dbeta.as_deref_mut(),
+        }
+    }
+}
+
+/// From sums about the pivot to sums about the mean, added up.
+struct SumSink<P, S, F> {
+    sums: Shared<S>,
+    first: usize,
+    centre: F,
+    param: core::marker::PhantomData<P>,
+}
+
+impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> SumSink<P, S, F> {
+    /// Σ e, Σ e·(x − μ) and, if measured, Σ (x − μ) about the pivot k of dy, where μ is the rounded
+    /// mean and `low` what the rounding lost:
+    ///
+    /// Σ dy = Σ e + n·k;  Σ dy·(x − mean) = Σ e·(x − μ) − low·Σ e + k·Σ (x − mean)
+    ///
+    /// The last sum is 0 over a whole batch about its own mean; then it is left out.
+    #[inline(always)]
+    fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
+        let mean = (self.centre)(channel);
+        let low = mean - P::from_f64(mean).to_f64();
+        let n = count as f64;
+        let off = d.map_or(0.0, |d| d - n * low);
+        [e + n * k, ed - low * e + k * off, off]
+    }
+
+    /// # Safety
+    /// No other thread adds to this channel, which is one of the band.
+    #[inline(always)]
+    unsafe fn add(&self, channel: usize, [dbeta, dot, off]: [f64; 3]) {
+        // SAFETY: by the caller.
+        unsafe { (*self.sums.at(channel - self.first)).add(dbeta, dot, off) }
+    }
+}
+
+impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> Sink<2, 2> for SumSink<P, S, F> {
+    #[inline(always)]
+    fn convert(&self, channel: usize, sums: [f64; 2], [k, _]: [f64; 2], count: u64) -> [f64; 2] {
+        let [dbeta, dot, _] = self.about_mean(channel, sums, None, k, count);
+        [dbeta, dot]
+    }
+    #[inline(always)]
+    unsafe fn join(&self, channel: usize, [dbeta, dot]: [f64; 2], _: u64) {
+        // SAFETY: by the caller.
+        unsafe { self.add(channel, [dbeta, dot, 0.0]) }
+    }
+}
+
+impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> Sink<2, 3> for SumSink<P, S, F> {
+    #[inline(always)]
+    fn convert(&self, channel: usize, [e, ed, d]: [f64; 3], [k, _]: [f64; 2], count: u64) -> [f64; 3] {
+        self.about_mean(channel, [e, ed], Some(d), k, count)
+    }
+    #[inline(always)]
+    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {
+        // SAFETY: by the caller.
+        unsafe { self.add(channel, sums) }
+    }
+}

@@ -1,0 +1,248 @@
+//! The plan of a batch normalization: what is validated once and run many times.
+
+use crate::activation::Activation;
+use crate::backward::SUM_WORDS;
+use crate::element::{Element, Param};
+use crate::engine::Engine;
+use crate::error::{Error, length};
+use crate::isa::Isa;
+use crate::shape::Shape;
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+
+/// A batch normalization of tensors of one shape and element type: small, `Copy`, checked once.
+///
+/// The operations are methods: [`forward_training`](Self::forward_training),
+/// [`inference`](Self::inference), [`backward`](Self::backward), and the stages that they are made
+/// of. All take raw slices, allocate nothing and do not panic; errors come before anything is
+/// written.
+///
+/// ```
+/// use bn_core::{Affine, BatchNorm, Moments, Run, Shape};
+///
+/// let bn = BatchNorm::<f32>::new(Shape::nhwc(1, 2, &[3])?, 0.0)?;
+/// let x = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0];
+/// let mut y = [0.0; 6];
+/// let mut moments = [Moments::EMPTY; 2];
+/// let mut workspace = [0; 1024];
+/// bn.forward_training(&x, None, Affine::NONE, &mut y[..], &mut moments, Run::serial(&mut workspace))?;
+/// assert_eq!((moments[1].mean, moments[1].m2), (20.0, 200.0));
+/// let s = 1.5_f32.sqrt();
+/// assert_eq!(y, [-s, -s, 0.0, 0.0, s, s]);
+/// # Ok::<(), bn_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct BatchNorm<T: Element> {
+    pub(crate) shape: Shape,
+    pub(crate) epsilon: f64,
+    pub(crate) activation: Activation,
+    pub(crate) one_value: bool,
+    pub(crate) engine: Engine,
+    element: PhantomData<T>,
+}
+
+/// Channels whose sums the smallest workspace of a backward pass holds: enough of a row to fill
+/// vectors.
+const MIN_BAND: usize = 64;
+
+/// An operation, when its workspace is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Op {
+    /// [`BatchNorm::forward_training`], and [`BatchNorm::moments`] and [`BatchNorm::normalize`].
+    ForwardTraining,
+    /// [`BatchNorm::inference`] and [`BatchNorm::apply`].
+    Inference,
+    /// [`BatchNorm::backward`], with any statistics, and its two stages.
+    Backward,
+}
+
+impl<T: Element> BatchNorm<T> {
+    /// A plan for this shape: no activation, the best ISA of this CPU.
+    ///
+    /// Epsilon is added to the biased variance, as everywhere; 0 is legal.
+    ///
+    /// # Errors
+    /// [`Error::Epsilon`] where it is negative, infinite or NaN.
+    pub fn new(shape: Shape, epsilon: f64) -> Result<Self, Error> {
+        if !(epsilon >= 0.0 && epsilon < f64::INFINITY) {
+            return Err(Error::Epsilon { got: epsilon });
+        }
+        Ok(BatchNorm {
+            shape,
+            epsilon,
+            activation: Activation::Identity,
+            one_value: false,
+            engine: Engine::new::<T>(shape, Isa::detect()),
+            element: PhantomData,
+        })
+    }
+
+    /// With an activation of the result: y = act(γ·x̂ + β + residual).
+    ///
+    /// # Errors
+    /// [`Error::Activation`] where its parameters make no sense.
+    pub fn with_activation(mut self, activation: Activation) -> Result<Self, Error> {
+        activation.check()?;
+        self.activation = activation;
+        Ok(self)
+    }
+
+    /// With an ISA chosen by hand. The results are the same on each.
+    pub fn with_isa(mut self, isa: Isa) -> Self {
+        self.engine.isa = isa;
+        self
+    }
+
+    /// Allows training on a single value per channel, whose variance is 0, so that y = β (plus
+    /// residual). Without this that is [`Error::TooFewValues`], as in PyTorch.
+    pub fn allow_one_value(mut self) -> Self {
+        self.one_value = true;
+        self
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+    /// What is added to the variance.
+    pub fn epsilon(&self) -> f64 {
+        self.epsilon
+    }
+    /// The activation.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+    /// The instructions in use.
+    pub fn isa(&self) -> Isa {
+        self.engine.isa
+    }
+
+    /// Words of workspace that an operation needs: at most 1024 (8 KB), however many channels there
+    /// are.
+    pub fn workspace_min(&self, op: Op) -> usize {
+        let e = &self.engine;
+        match op {
+            Op::ForwardTraining => e.reduce_min::<T, 1, 2>().max(e.map_min::<T, 3>()),
+            Op::Inference => e.map_min::<T, 3>(),
+            Op::Backward => {
+                let kept = if e.whole() { self.shape.channels() } else { MIN_BAND.min(self.shape.channels()) };
+                kept * SUM_WORDS + self.backward_scratch()
+            }
+        }
+    }
+
+    /// Words of workspace beyond which more does not help, with `width` threads
+    /// ([`crate::Executor::width`]): at most 4096 (32 KB) per thread, and for sums with more than one
+    /// thread 96 (768 bytes) per channel; backward keeps 3 (24 bytes) per channel between its passes.
+    pub fn workspace_best(&self, op: Op, width: usize) -> usize {
+        let e = &self.engine;
+        match op {
+            Op::ForwardTraining => e.reduce_best::<T, 1, 2>(width).max(e.map_best::<T, 3>(width)),
+            Op::Inference => e.map_best::<T, 3>(width),
+            Op::Backward => {
+                self.shape.channels() * SUM_WORDS + e.reduce_best::<T, 2, 3>(width).max(e.map_best::<T, 5>(width))
+            }
+        }
+    }
+
+    pub(crate) fn check_len(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        length(what, got, self.shape.len())
+    }
+
+    pub(crate) fn check_channels(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        length(what, got, self.shape.channels())
+    }
+
+    pub(crate) fn check_workspace(&self, op: Op, got: usize) -> Result<(), Error> {
+        let expected = self.workspace_min(op);
+        debug_assert!(default_floating_point(), "bn-core needs round-to-nearest without flush-to-zero");
+        if got < expected { Err(Error::Workspace { expected, got }) } else { Ok(()) }
+    }
+
+    pub(crate) fn check_affine(&self, affine: &Affine<'_, T::Param>) -> Result<(), Error> {
+        if let Some(gamma) = affine.gamma {
+            self.check_channels("gamma", gamma.len())?;
+        }
+        if let Some(beta) = affine.beta {
+            self.check_channels("beta", beta.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether subnormals are kept and ties go to even: a precondition, checked in debug builds.
+fn default_floating_point() -> bool {
+    let black_box = core::hint::black_box::<f32>;
+    let subnormal = black_box(f32::MIN_POSITIVE) * black_box(0.5);
+    let (up, down) = (black_box(1.0) + black_box(6.0e-8), black_box(-1.0) - black_box(6.0e-8));
+    subnormal > 0.0
+        && up == 1.0 + f32::EPSILON
+        && down == -1.0 - f32::EPSILON
+        && black_box(1.0) + black_box(5.9e-8) == 1.0
+}
+
+/// gamma and beta, one per channel, each optional: absent, gamma is 1 and beta is 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Affine<'a, P> {
+    /// The factor of each channel.
+    pub gamma: Option<&'a [P]>,
+    /// What is added to each channel.
+    pub beta: Option<&'a [P]>,
+}
+
+impl<'a, P: Param> Affine<'a, P> {
+    /// Neither.
+    pub const NONE: Affine<'a, P> = Affine { gamma: None, beta: None };
+
+    /// Both.
+    pub fn new(gamma: &'a [P], beta: &'a [P]) -> Self {
+        Affine { gamma: Some(gamma), beta: Some(beta) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn gamma(&self, c: usize) -> f64 {
+        entry(self.gamma, c, 1.0)
+    }
+    #[inline(always)]
+    pub(crate) fn beta(&self, c: usize) -> f64 {
+        entry(self.beta, c, 0.0)
+    }
+}
+
+/// Entry `c` of a slice whose length has been checked, without a panicking path.
+#[inline(always)]
+pub(crate) fn entry<P: Param>(slice: Option<&[P]>, c: usize, absent: f64) -> f64 {
+    slice.and_then(|s| s.get(c)).map_or(absent, |v| v.to_f64())
+}
+
+/// Where results go: `&mut [T]`, or `&mut [MaybeUninit<T>]`, all of which is then initialised.
+pub struct Output<'a, T> {
+    pub(crate) ptr: *mut T,
+    pub(crate) len: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Output<'_, T> {
+    pub(crate) fn reborrow(&mut self) -> Output<'_, T> {
+        Output { ptr: self.ptr, len: self.len, life: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for Output<'a, T> {
+    fn from(s: &'a mut [T]) -> Self {
+        Output { ptr: s.as_mut_ptr(), len: s.len(), life: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a mut [MaybeUninit<T>]> for Output<'a, T> {
+    fn from(s: &'a mut [MaybeUninit<T>]) -> Self {
+        Output { ptr: s.as_mut_ptr().cast(), len: s.len(), life: PhantomData }
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a mut [T; N]> for Output<'a, T> {
+    fn from(s: &'a mut [T; N]) -> Self {
+        Output::from(&mut s[..])
+    }
+}

@@ -1,0 +1,79 @@
+//! Element types: how they are stored, and what the kernels calculate in.
+
+use crate::lanes::{Lanes, Scalar, Vector};
+
+/// A type of tensor elements: `f32`, `f64`, and with feature `half` `half::f16` and `half::bf16`.
+///
+/// f32, f16 and bf16 have f32 parameters and calculate in f32; f64 has f64 parameters. This trait
+/// is sealed.
+pub trait Element: sealed::Storage<Compute = Self::Param> + bytemuck::Pod + Send + Sync {
+    /// The type of gamma, beta and the running statistics.
+    type Param: Param;
+}
+
+/// A type of parameters: `f32` or `f64`. This trait is sealed.
+pub trait Param: Scalar + core::fmt::Debug + Default + sealed::Sealed {}
+
+impl Param for f32 {}
+impl Param for f64 {}
+
+impl Element for f32 {
+    type Param = f32;
+}
+
+impl Element for f64 {
+    type Param = f64;
+}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+
+    /// How elements get into vectors and out of them.
+    pub trait Storage: Copy + 'static {
+        /// What the kernels calculate in.
+        type Compute: Scalar;
+        /// The vector of `Compute` on an ISA.
+        type Vec<L: Lanes>: Vector<Scalar = Self::Compute, Token = L, Wide = L::F64>;
+        /// Reads one vector, at any alignment.
+        ///
+        /// # Safety
+        /// `p` is valid for reading `Compute::LANES` elements.
+        unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> Self::Vec<L>;
+        /// Rounds to nearest and writes one vector, at any alignment.
+        ///
+        /// # Safety
+        /// `p` is valid for writing `Compute::LANES` elements.
+        unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
+        /// Widens one element exactly.
+        fn get(self) -> Self::Compute;
+    }
+
+    macro_rules! native {
+        ($t:ty, $vec:ident) => {
+            impl Storage for $t {
+                type Compute = $t;
+                type Vec<L: Lanes> = L::$vec;
+                #[inline(always)]
+                unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> Self::Vec<L> {
+                    // SAFETY: the caller's promise is the same.
+                    unsafe { <L::$vec as Vector>::load(lanes, p) }
+                }
+                #[inline(always)]
+                unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
+                    // SAFETY: the caller's promise is the same.
+                    unsafe { v.store(p) }
+                }
+                #[inline(always)]
+                fn get(self) -> $t {
+                    self
+                }
+            }
+        };
+    }
+    native!(f32, F32);
+    native!(f64, F64);
+}

@@ -1,0 +1,333 @@
+//! Cuts a call into phases and tasks, and hands them to the kernels by way of the ISA dispatch.
+//!
+//! How a call is cut (tiles of channels, chunks of rows or images, how many slots of scratch)
+//! follows from the workspace and the executor and changes no bit; what is added to what follows
+//! from [`crate::layout::grid`] alone.
+
+use crate::dispatch::{Task, dispatch};
+use crate::element::Element;
+use crate::error::Error;
+use crate::exec::{Run, Shared, phase};
+use crate::isa::Isa;
+use crate::kernel::{Map, Reduction};
+use crate::lanes::{Lanes, Scalar};
+use crate::layout::grid::{Grid, part};
+use crate::layout::{Channels, Place, nchw, nhwc};
+use crate::shape::Shape;
+
+/// Scratch of a task, in words, that leaves the rest of a first-level cache to the data.
+const IDEAL_SCRATCH: usize = 4096;
+/// Vectors of a row that a tile has at least.
+const MIN_GROUPS: usize = 4;
+/// Tasks per thread: enough that a thread that is late costs little.
+const TASKS_PER_THREAD: usize = 4;
+/// Elements below which a phase stays on the calling thread.
+const MIN_PARALLEL: usize = 1 << 15;
+
+/// A validated tensor: where it is cut, and what runs it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Engine {
+    shape: Shape,
+    grid: Grid,
+    lanes: usize,
+    pub(crate) isa: Isa,
+}
+
+/// What becomes of the results of cells.
+pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
+    /// From sums of `count` elements about the constants `k` to what cells are joined as.
+    fn convert(&self, channel: usize, sums: [f64; N], k: [f64; K], count: u64) -> [f64; N];
+    /// Joins the result of the next cell of a channel, of `count` elements.
+    ///
+    /// # Safety
+    /// No other thread joins to this channel.
+    unsafe fn join(&self, channel: usize, result: [f64; N], count: u64);
+}
+
+impl Engine {
+    pub(crate) fn new<E: Element>(shape: Shape, isa: Isa) -> Self {
+        let lanes = E::Compute::LANES;
+        let (batch, spatial) = if shape.is_empty() { (0, 1) } else { (shape.batch(), shape.spatial()) };
+        let grid = Grid::new(shape.layout(), batch, shape.channels(), spatial, lanes);
+        Engine { shape, grid, lanes, isa }
+    }
+
+    /// A dense operand.
+    pub(crate) fn place<E: Element>(&self, ptr: *mut E) -> Place<E> {
+        match self.grid {
+            Grid::Planes(p) => Place::planes(ptr, p.channels * p.positions, p.positions),
+            Grid::Rows(r) => Place::rows(ptr, r.width),
+        }
+    }
+
+    /// All channels.
+    pub(crate) fn all(&self) -> Channels {
+        Channels { first: 0, end: self.shape.channels() }
+    }
+
+    /// Whether channels can only be worked on together: where rows are folded.
+    pub(crate) fn whole(&self) -> bool {
+        matches!(self.grid, Grid::Rows(r) if r.fold > 1)
+    }
+
+    /// Channels per tile for so much scratch; at least what the minimum allows.
+    fn tile(&self, words: usize, per_channel: usize, per_group: usize) -> usize {
+        match self.grid {
+            Grid::Planes(_) => (words / per_channel).max(1),
+            Grid::Rows(r) if r.fold > 1 => r.channels,
+            Grid::Rows(r) => ((words / per_group).max(MIN_GROUPS) * self.lanes / r.adjacent).max(1),
+        }
+        .min(self.shape.channels())
+    }
+
+    /// The least scratch that a task works with.
+    fn least(&self, per_channel: usize, row: impl Fn(usize) -> usize) -> usize {
+        match self.grid {
+            Grid::Planes(_) => per_channel,
+            Grid::Rows(r) if r.fold > 1 => row(r.width),
+            Grid::Rows(r) => row(r.width.min(MIN_GROUPS * self.lanes)),
+        }
+    }
+
+    pub(crate) fn reduce_min<E: Element, const K: usize, const N: usize>(&self) -> usize {
+        self.least(nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>)
+    }
+
+    pub(crate) fn map_min<E: Element, const K: usize>(&self) -> usize {
+        self.least(nchw::map_words::<K>(), nhwc::map_words::<E, K>)
+    }
+
+    /// What lets every task of a reduction have its ideal scratch, and every cell its result.
+    pub(crate) fn reduce_best<E: Element, const K: usize, const N: usize>(&self, width: usize) -> usize {
+        let least = self.reduce_min::<E, K, N>();
+        let partial =
+            if width > 1 && self.grid.cells() > 1 { self.grid.cells() * self.shape.channels() * N } else { 0 };
+        let full = match self.grid {
+            Grid::Planes(p) => p.channels * nchw::reduce_words::<E, K, N>(),
+            Grid::Rows(r) => nhwc::reduce_words::<E, K, N>(r.width),
+        };
+        partial + width.max(1) * full.clamp(least, least.max(IDEAL_SCRATCH))
+    }
+
+    /// What lets every task of a map have its ideal scratch.
+    pub(crate) fn map_best<E: Element, const K: usize>(&self, width: usize) -> usize {
+        let least = self.map_min::<E, K>();
+        let full = match self.grid {
+            Grid::Planes(p) => p.channels * nchw::map_words::<K>(),
+            Grid::Rows(r) => nhwc::map_words::<E, K>(r.width),
+        };
+        width.max(1) * full.clamp(least, least.max(IDEAL_SCRATCH))
+    }
+
+    /// Threads, and scratch per task.
+    fn slots(&self, run: &Run<'_>, least: usize, reserved: usize) -> (usize, usize) {
+        let words = run.workspace.len() - reserved;
+        let width = if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() };
+        let width = width.min(words / least.max(1)).max(1);
+        (width, (words / width).min(IDEAL_SCRATCH.max(least)))
+    }
+
+    /// Sums over every channel, joined into the sink.
+    ///
+    /// # Safety
+    /// The places are valid for reading the whole tensor.
+    pub(crate) unsafe fn reduce<E, R, S, const I: usize, const J: usize, const K: usize, const N: usize>(
+        &self,
+        op: &R,
+        from: &[Place<E>; I],
+        band: Channels,
+        sink: &S,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>
+    where
+        E: Element,
+        R: Reduction<E, I, J, K, N>,
+        S: Sink<K, N>,
+    {
+        if self.shape.is_empty() {
+            return Ok(());
+        }
+        let least = self.reduce_min::<E, K, N>();
+        let (cells, channels) = (self.grid.cells(), band.end - band.first);
+        let partial_words = cells * channels * N;
+        let split = cells > 1 && run.workspace.len() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
+        let (width, slot) = self.slots(run, least, if split { partial_words } else { 0 });
+        let mut tile = self.tile(slot, nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>(self.lanes));
+        let wanted = if width > 1 { (width * TASKS_PER_THREAD).div_ceil(if split { cells } else { 1 }) } else { 1 };
+        tile = tile.min(channels.div_ceil(wanted)).max(self.tile(0, 1, 1));
+        let tiles = channels.div_ceil(tile);
+        let of_tile = |t: usize| Channels {
+            first: band.first + part(channels, tiles, t),
+            end: band.first + part(channels, tiles, t + 1),
+        };
+        let (partials, scratch) = run.workspace.split_at_mut(if split { partial_words } else { 0 });
+        let partials = Shared(partials.as_mut_ptr().cast::<f64>());
+        if split {
+            phase(run.executor, width, tiles * cells, scratch, slot, &|task, scratch| {
+                let (g, channels_of) = (task / tiles, of_tile(task % tiles));
+                let count = self.grid.count(g, self.lanes);
+                let emit = |c: usize, r: [f64; N], k: [f64; K]| {
+                    for (n, v) in sink.convert(c, r, k, count).into_iter().enumerate() {
+                        // SAFETY: one task per cell and channel; within the partials.
+                        unsafe { *partials.at((g * channels + c - band.first) * N + n) = v };
+                    }
+                };
+                dispatch(
+                    self.isa,
+                    ReduceCell::<E, R, _, I, J, K, N> {
+                        engine: self,
+                        op,
+                        from,
+                        channels: channels_of,
+                        g,
+                        scratch,
+                        emit,
+                    },
+                );
+            })?;
+            for g in 0..cells {
+                let count = self.grid.count(g, self.lanes);
+                for c in 0..channels {
+                    // SAFETY: all tasks have ended; within the partials. This is the only thread.
+                    unsafe {
+                        let v = core::array::from_fn(|n| *partials.at((g * channels + c) * N + n));
+                        sink.join(band.first + c, v, count);
+                    }
+                }
+            }
+            Ok(())
+        } else {
+            phase(run.executor, width, tiles, scratch, slot, &|task, scratch| {
+                for g in 0..cells {
+                    let count = self.grid.count(g, self.lanes);
+                    // SAFETY: this task has these channels to itself.
+                    let emit = |c: usize, r: [f64; N], k: [f64; K]| unsafe {
+                        sink.join(c, sink.convert(c, r, k, count), count);
+                    };
+                    let channels = of_tile(task);
+                    dispatch(
+                        self.isa,
+                        ReduceCell::<E, R, _, I, J, K, N> { engine: self, op, from, channels, g, scratch, emit },
+                    );
+                }
+            })
+        }
+    }
+
+    /// Maps every element.
+    ///
+    /// # Safety
+    /// The inputs are valid for reading, the outputs for writing the whole tensor; an output either
+    /// is one of the inputs or overlaps none.
+    pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+        &self,
+        op: &M,
+        from: &[Place<E>; I],
+        to: &[Place<E>; O],
+        band: Channels,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>
+    where
+        E: Element,
+        M: Map<E, I, J, K, O>,
+    {
+        if self.shape.is_empty() {
+            return Ok(());
+        }
+        let least = self.map_min::<E, K>();
+        let channels = band.end - band.first;
+        let (width, slot) = self.slots(run, least, 0);
+        let wanted = if width > 1 { width * TASKS_PER_THREAD } else { 1 };
+        let mut tile = self.tile(slot, nchw::map_words::<K>(), nhwc::map_words::<E, K>(self.lanes));
+        // Chunks of images or rows first; then channels; then positions.
+        let (items, positions) = match self.grid {
+            Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
+            Grid::Rows(r) => (r.rest_first / r.fold, 0),
+        };
+        let chunks = wanted.min(items).max(1);
+        if let Grid::Planes(_) = self.grid {
+            tile = tile.min(channels.div_ceil(wanted.div_ceil(chunks)));
+        }
+        let tiles = channels.div_ceil(tile);
+        let pieces = wanted.div_ceil(chunks * tiles).min(positions / (64 * self.lanes)).max(1);
+        let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
+        phase(run.executor, width, tiles * chunks * pieces, run.workspace, slot, &|task, scratch| {
+            let (first, end) = from_to(channels, tiles, task / pieces % tiles);
+            let piece = {
+                let vectors = positions / self.lanes;
+                let (a, b) = from_to(vectors, pieces, task % pieces);
+                (a * self.lanes, if b == vectors { positions } else { b * self.lanes })
+            };
+            let channels = Channels { first: band.first + first, end: band.first + end };
+            let (channels, items) = (channels, from_to(items, chunks, task / (pieces * tiles)));
+            dispatch(
+                self.isa,
+                MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, scratch },
+            );
+        })
+    }
+}
+
+struct ReduceCell<'a, E, R, F, const I: usize, const J: usize, const K: usize, const N: usize> {
+    engine: &'a Engine,
+    op: &'a R,
+    from: &'a [Place<E>; I],
+    channels: Channels,
+    g: usize,
+    scratch: &'a mut [u64],
+    emit: F,
+}
+
+impl<E, R, F, const I: usize, const J: usize, const K: usize, const N: usize> Task
+    for ReduceCell<'_, E, R, F, I, J, K, N>
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+    F: FnMut(usize, [f64; N], [f64; K]),
+{
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let ReduceCell { engine, op, from, channels, g, scratch, emit } = self;
+        // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
+        unsafe {
+            match &engine.grid {
+                Grid::Planes(geo) => nchw::reduce(lanes, op, geo, from, channels, g, scratch, emit),
+                Grid::Rows(geo) => nhwc::reduce(lanes, op, geo, from, channels, g, scratch, emit),
+            }
+        }
+    }
+}
+
+struct MapPart<'a, E, M, const I: usize, const J: usize, const K: usize, const O: usize> {
+    engine: &'a Engine,
+    op: &'a M,
+    from: &'a [Place<E>; I],
+    to: &'a [Place<E>; O],
+    channels: Channels,
+    items: (usize, usize),
+    piece: (usize, usize),
+    scratch: &'a mut [u64],
+}
+
+impl<E, M, const I: usize, const J: usize, const K: usize, const O: usize> Task for MapPart<'_, E, M, I, J, K, O>
+where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let MapPart { engine, op, from, to, channels, items, piece, scratch } = self;
+        // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
+        unsafe {
+            match &engine.grid {
+                Grid::Planes(_) => {
+                    let part = nchw::Part { channels, images: items, positions: piece };
+                    nchw::map(lanes, op, from, to, part, scratch)
+                }
+                Grid::Rows(geo) => nhwc::map(lanes, op, geo, from, to, channels, items, scratch),
+            }
+        }
+    }
+}

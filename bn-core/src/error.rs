@@ -1,0 +1,117 @@
+//! What can be wrong with a call. Every check is made before anything is written.
+
+use crate::activation::Activation;
+use core::fmt;
+
+/// Why a call was refused: what, what was expected, what came. Nothing has been written, except
+/// for [`Error::Executor`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A slice has the wrong length.
+    Length {
+        /// Which argument.
+        what: &'static str,
+        /// Elements that it should have.
+        expected: usize,
+        /// Elements that it has.
+        got: usize,
+    },
+    /// A shape has no channels.
+    NoChannels,
+    /// batch × channels × spatial is more than memory can hold (`isize::MAX` bytes).
+    ShapeOverflow,
+    /// Epsilon is negative, infinite or NaN.
+    Epsilon {
+        /// The value.
+        got: f64,
+    },
+    /// Momentum is outside 0 … 1, or NaN.
+    Momentum {
+        /// The value.
+        got: f64,
+    },
+    /// An activation's parameters make no sense: a negative or infinite slope, lo > hi, NaN.
+    Activation {
+        /// The activation.
+        got: Activation,
+    },
+    /// Fewer values per channel than statistics can be made of.
+    TooFewValues {
+        /// Values that are needed.
+        expected: u64,
+        /// Values per channel that there are.
+        got: u64,
+    },
+    /// The workspace is too small.
+    Workspace {
+        /// Words (u64) that are needed.
+        expected: usize,
+        /// Words that it has.
+        got: usize,
+    },
+    /// An argument is missing that this call needs.
+    Missing {
+        /// Which argument.
+        what: &'static str,
+    },
+    /// An argument has come that this call cannot use.
+    Unused {
+        /// Which argument.
+        what: &'static str,
+    },
+    /// The constants of a channel leave the range of the element's arithmetic, so that `Prepared`
+    /// cannot hold them; `inference` can calculate with them.
+    Unpreparable {
+        /// The first such channel.
+        channel: usize,
+    },
+    /// The executor did not run every ticket exactly once. The outputs are not complete.
+    Executor {
+        /// Tickets that it was given.
+        expected: usize,
+        /// Tickets that it ran to their end.
+        got: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Error::Length { what, expected, got } => {
+                write!(f, "{what} has {got} elements, expected {expected}")
+            }
+            Error::NoChannels => f.write_str("the shape has 0 channels, expected at least 1"),
+            Error::ShapeOverflow => f.write_str("batch × channels × spatial overflows the address space"),
+            Error::Epsilon { got } => write!(f, "epsilon is {got}, expected a finite number ≥ 0"),
+            Error::Momentum { got } => write!(f, "momentum is {got}, expected a number from 0 to 1"),
+            Error::Activation { got } => {
+                write!(f, "activation is {got:?}, expected a finite slope ≥ 0, or lo ≤ hi")
+            }
+            Error::TooFewValues { expected, got } => {
+                write!(f, "{got} values per channel, expected at least {expected}")
+            }
+            Error::Workspace { expected, got } => {
+                write!(f, "the workspace has {got} words of 8 bytes, expected at least {expected}")
+            }
+            Error::Missing { what } => write!(f, "{what} is missing, and this call needs it"),
+            Error::Unused { what } => write!(f, "{what} was given, and this call cannot use it"),
+            Error::Unpreparable { channel } => write!(
+                f,
+                "the constants of channel {channel} leave the range of the element type: use inference, which \
+                 calculates such channels in f64"
+            ),
+            Error::Executor { expected, got } => {
+                write!(f, "the executor ran {got} tickets to their end, expected each of {expected} once")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Checks a length.
+#[inline]
+pub(crate) fn length(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::Length { what, expected, got }) }
+}

@@ -1,0 +1,207 @@
+//! The training forward pass, and its two stages.
+
+use crate::batch_norm::{Affine, BatchNorm, Op, Output};
+use crate::element::Element;
+use crate::engine::Sink;
+use crate::error::Error;
+use crate::exec::{Run, Shared};
+use crate::kernel::Coefficients;
+use crate::kernel::moments::MomentSums;
+use crate::kernel::normalize::{Normalize, inverse_std, split};
+use crate::moments::Moments;
+
+impl<T: Element> BatchNorm<T> {
+    /// y = act(γ·(x − mean)/√(variance + ε) + β + residual), with the mean and the biased variance of
+    /// this batch, which are written to `moments`.
+    ///
+    /// x, residual and y have the plan's shape; gamma, beta and moments one entry per channel. The
+    /// moments are what [`backward`](Self::backward) and [`crate::RunningStats::update`] take.
+    /// Formula: Ioffe & Szegedy 2015, Algorithm 1.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Workspace`], and [`Error::TooFewValues`] below two values per
+    /// channel (see [`allow_one_value`](Self::allow_one_value)); nothing has been written then.
+    /// [`Error::Executor`] where the executor failed.
+    pub fn forward_training<'y>(
+        &self,
+        x: &[T],
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        y: impl Into<Output<'y, T>>,
+        moments: &mut [Moments],
+        mut run: Run<'_>,
+    ) -> Result<(), Error>
+    where
+        T: 'y,
+    {
+        let y = y.into();
+        self.check_len("x", x.len())?;
+        self.check_len("y", y.len)?;
+        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
+        self.check_values(self.shape.values_per_channel())?;
+        // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
+        unsafe {
+            self.moments_at(x.as_ptr(), moments, &mut run)?;
+            self.normalize_at(x.as_ptr(), residual, affine, moments, y.ptr, &mut run)
+        }
+    }
+
+    /// [`forward_training`](Self::forward_training) over its input.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_training_in_place(
+        &self,
+        x_to_y: &mut [T],
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        moments: &mut [Moments],
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_len("x", x_to_y.len())?;
+        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
+        self.check_values(self.shape.values_per_channel())?;
+        let p = x_to_y.as_mut_ptr();
+        // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
+        unsafe {
+            self.moments_at(p, moments, &mut run)?;
+            self.normalize_at(p, residual, affine, moments, p, &mut run)
+        }
+    }
+
+    /// The first stage: merges the statistics of x into `moments`.
+    ///
+    /// Start from [`Moments::EMPTY`]; more calls take in more batches, so that statistics over
+    /// shards, micro-batches or a whole data set are a matter of calling this, or
+    /// [`Moments::merge`], more than once. Empty tensors are legal.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
+    pub fn moments(&self, x: &[T], moments: &mut [Moments], mut run: Run<'_>) -> Result<(), Error> {
+        self.check_len("x", x.len())?;
+        self.check_channels("moments", moments.len())?;
+        self.check_workspace(Op::ForwardTraining, run.workspace.len())?;
+        // SAFETY: the length has been checked; x is borrowed for reading.
+        unsafe { self.accumulate_at(x.as_ptr(), moments, &mut run) }
+    }
+
+    /// The second stage: y from x and statistics, which may be those of more than this x.
+    ///
+    /// # Errors
+    /// As [`forward_training`](Self::forward_training); [`Error::TooFewValues`] looks at the counts
+    /// in `moments`.
+    pub fn normalize<'y>(
+        &self,
+        x: &[T],
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        moments: &[Moments],
+        y: impl Into<Output<'y, T>>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error>
+    where
+        T: 'y,
+    {
+        let y = y.into();
+        self.check_len("x", x.len())?;
+        self.check_len("y", y.len)?;
+        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
+        self.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
+        // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
+        unsafe { self.normalize_at(x.as_ptr(), residual, affine, moments, y.ptr, &mut run) }
+    }
+
+    fn check_forward(
+        &self,
+        residual: Option<&[T]>,
+        affine: &Affine<'_, T::Param>,
+        moments: usize,
+        workspace: usize,
+    ) -> Result<(), Error> {
+        if let Some(r) = residual {
+            self.check_len("residual", r.len())?;
+        }
+        self.check_affine(affine)?;
+        self.check_channels("moments", moments)?;
+        self.check_workspace(Op::ForwardTraining, workspace)
+    }
+
+    fn check_values(&self, got: u64) -> Result<(), Error> {
+        let expected = if self.one_value { 1 } else { 2 };
+        if got < expected { Err(Error::TooFewValues { expected, got }) } else { Ok(()) }
+    }
+
+    /// # Safety
+    /// x is valid for reading the whole tensor; `moments` has an entry per channel.
+    unsafe fn moments_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
+        moments.fill(Moments::EMPTY);
+        // SAFETY: by the caller.
+        unsafe { self.accumulate_at(x, moments, run) }
+    }
+
+    /// # Safety
+    /// As [`Self::moments_at`].
+    unsafe fn accumulate_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
+        let sink = MomentSink(Shared(moments.as_mut_ptr()));
+        // SAFETY: by the caller; the engine only reads from x.
+        unsafe { self.engine.reduce(&MomentSums, &[self.engine.place(x.cast_mut())], self.engine.all(), &sink, run) }
+    }
+
+    /// # Safety
+    /// x is valid for reading, y for writing the whole tensor; they are the same or do not overlap;
+    /// the slices have their lengths.
+    unsafe fn normalize_at(
+        &self,
+        x: *const T,
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        moments: &[Moments],
+        y: *mut T,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let coefficients = |c: usize| -> Coefficients<3> {
+            let m = moments.get(c).copied().unwrap_or_default();
+            let scale = affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
+            split::<T::Param>(m.mean, scale, affine.beta(c), Some(libm::sqrt(m.m2)))
+        };
+        // SAFETY: by the caller.
+        unsafe { self.map_forward(x, residual, coefficients, y, run) }
+    }
+
+    /// # Safety
+    /// As [`Self::normalize_at`].
+    pub(crate) unsafe fn map_forward(
+        &self,
+        x: *const T,
+        residual: Option<&[T]>,
+        coefficients: impl Fn(usize) -> Coefficients<3> + Sync,
+        y: *mut T,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let e = &self.engine;
+        let op = Normalize { activation: self.activation, coefficients };
+        let (x, y) = (e.place(x.cast_mut()), [e.place(y)]);
+        // SAFETY: by the caller; the engine only reads from its inputs.
+        unsafe {
+            match residual {
+                None => e.map::<T, _, 1, 1, 3, 1>(&op, &[x], &y, e.all(), run),
+                Some(r) => e.map::<T, _, 2, 1, 3, 1>(&op, &[x, e.place(r.as_ptr().cast_mut())], &y, e.all(), run),
+            }
+        }
+    }
+}
+
+/// Merges cells into the caller's moments.
+struct MomentSink(Shared<Moments>);
+
+impl Sink<1, 2> for MomentSink {
+    #[inline(always)]
+    fn convert(&self, _: usize, sums: [f64; 2], _: [f64; 1], _: u64) -> [f64; 2] {
+        sums
+    }
+    #[inline(always)]
+    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {
+        // SAFETY: the slice has an entry per channel; the caller has this one to itself.
+        unsafe { (*self.0.at(channel)).merge(&Moments { count, mean, m2 }) }
+    }
+}

@@ -1,0 +1,196 @@
+//! Inference: in one call, or prepared once and applied many times.
+
+use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
+use crate::element::{Element, Param};
+use crate::error::Error;
+use crate::exec::Run;
+use crate::kernel::Coefficients;
+use crate::kernel::normalize::{inverse_std, split};
+use bytemuck::{Pod, Zeroable};
+
+/// What inference needs of a channel: y = (x − mean)·scale + shift.
+///
+/// 12 bytes for f32 (24 for f64); made once by [`BatchNorm::prepare`], in f64, perhaps on another
+/// machine, and kept in flash; [`BatchNorm::apply`] uses it without any f64.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct Prepared<P> {
+    /// The running mean.
+    pub mean: P,
+    /// γ/√(running variance + ε).
+    pub scale: P,
+    /// β.
+    pub shift: P,
+}
+
+// SAFETY: three fields of one type that is Pod: no padding.
+unsafe impl<P: Pod> Pod for Prepared<P> {}
+// SAFETY: all zeroes are valid for each field.
+unsafe impl<P: Zeroable> Zeroable for Prepared<P> {}
+
+impl<T: Element> BatchNorm<T> {
+    /// y = act(γ·(x − running_mean)/√(running_var + ε) + β + residual).
+    ///
+    /// x, residual and y have the plan's shape; the rest has one entry per channel. A batch of 0 is
+    /// legal. Formula: Ioffe & Szegedy 2015, Algorithm 2, step 11.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
+    #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
+    pub fn inference<'y>(
+        &self,
+        x: &[T],
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        y: impl Into<Output<'y, T>>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error>
+    where
+        T: 'y,
+    {
+        let y = y.into();
+        self.check_len("x", x.len())?;
+        self.check_len("y", y.len)?;
+        self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
+        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
+        // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
+        unsafe { self.map_forward(x.as_ptr(), residual, k, y.ptr, &mut run) }
+    }
+
+    /// [`inference`](Self::inference) over its input.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn inference_in_place(
+        &self,
+        x_to_y: &mut [T],
+        residual: Option<&[T]>,
+        affine: Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_len("x", x_to_y.len())?;
+        self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
+        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
+        let p = x_to_y.as_mut_ptr();
+        // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
+        unsafe { self.map_forward(p, residual, k, p, &mut run) }
+    }
+
+    /// The part of [`inference`](Self::inference) that does not depend on x.
+    ///
+    /// # Errors
+    /// [`Error::Length`]; [`Error::Unpreparable`] where a channel's constants are so large or small
+    /// that its arithmetic needs f64. Nothing has been written then.
+    pub fn prepare(
+        &self,
+        affine: Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        prepared: &mut [Prepared<T::Param>],
+    ) -> Result<(), Error> {
+        self.check_inference(None, &affine, running_mean, running_var, usize::MAX)?;
+        self.check_channels("prepared", prepared.len())?;
+        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
+        if let Some(channel) = (0..prepared.len()).find(|&c| !k(c).safe) {
+            return Err(Error::Unpreparable { channel });
+        }
+        for (c, p) in prepared.iter_mut().enumerate() {
+            let [mean, scale, shift] = k(c).narrow.map(crate::lanes::Scalar::from_f64);
+            *p = Prepared { mean, scale, shift };
+        }
+        Ok(())
+    }
+
+    /// The part of [`inference`](Self::inference) that depends on x: the same bits, without f64.
+    ///
+    /// # Errors
+    /// As [`inference`](Self::inference).
+    pub fn apply<'y>(
+        &self,
+        x: &[T],
+        residual: Option<&[T]>,
+        prepared: &[Prepared<T::Param>],
+        y: impl Into<Output<'y, T>>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error>
+    where
+        T: 'y,
+    {
+        let y = y.into();
+        self.check_len("x", x.len())?;
+        self.check_len("y", y.len)?;
+        self.check_apply(residual, prepared, run.workspace.len())?;
+        // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
+        unsafe { self.map_forward(x.as_ptr(), residual, |c| of_prepared(prepared, c), y.ptr, &mut run) }
+    }
+
+    /// [`apply`](Self::apply) over its input.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_in_place(
+        &self,
+        x_to_y: &mut [T],
+        residual: Option<&[T]>,
+        prepared: &[Prepared<T::Param>],
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_len("x", x_to_y.len())?;
+        self.check_apply(residual, prepared, run.workspace.len())?;
+        let p = x_to_y.as_mut_ptr();
+        // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
+        unsafe { self.map_forward(p, residual, |c| of_prepared(prepared, c), p, &mut run) }
+    }
+
+    fn check_inference(
+        &self,
+        residual: Option<&[T]>,
+        affine: &Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        workspace: usize,
+    ) -> Result<(), Error> {
+        if let Some(r) = residual {
+            self.check_len("residual", r.len())?;
+        }
+        self.check_affine(affine)?;
+        self.check_channels("running_mean", running_mean.len())?;
+        self.check_channels("running_var", running_var.len())?;
+        self.check_workspace(Op::Inference, workspace)
+    }
+
+    fn check_apply(
+        &self,
+        residual: Option<&[T]>,
+        prepared: &[Prepared<T::Param>],
+        workspace: usize,
+    ) -> Result<(), Error> {
+        if let Some(r) = residual {
+            self.check_len("residual", r.len())?;
+        }
+        self.check_channels("prepared", prepared.len())?;
+        self.check_workspace(Op::Inference, workspace)
+    }
+
+    fn inference_coefficients(
+        &self,
+        affine: &Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        c: usize,
+    ) -> Coefficients<3> {
+        let scale = affine.gamma(c) * inverse_std(entry(Some(running_var), c, 1.0), self.epsilon);
+        split::<T::Param>(entry(Some(running_mean), c, 0.0), scale, affine.beta(c), None)
+    }
+}
+
+#[inline(always)]
+fn of_prepared<P: Param>(prepared: &[Prepared<P>], c: usize) -> Coefficients<3> {
+    let p = prepared.get(c).copied().unwrap_or_default();
+    let narrow = [p.mean, p.scale, p.shift].map(|v| v.to_f64());
+    Coefficients { narrow, wide: narrow, safe: true }
+}

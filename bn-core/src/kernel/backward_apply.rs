@@ -1,0 +1,113 @@
+//! dx from the two sums.
+//!
+//! ```text
+//! dx = γ/σ · (dy − Σdy/n − x̂·Σ(dy·x̂)/n),   x̂ = (x − mean)/σ,   σ² = m2/n + ε
+//!
+//! naive:  for (x, dy) { dx = s·(dy − dbeta/n − (x − mean)·dot/(n·σ²)) }
+//! ```
+//! (Ioffe & Szegedy 2015, section 3, with the sums gathered.) What is done instead, and why:
+//! 1. With c = dot/(m2 + n·ε), E = dbeta/n, and each mean split into a rounded part and the rest:
+//!    dx = s·((dy − E_hi) − ((x − μ_hi)·c + b)), where b = E_lo − μ_lo·c holds what is left of both
+//!    means. Four additions, two products, five constants; no division.
+//! 2. Channels whose constants leave the safe range take the same formula in f64.
+//! 3. dy − E may overflow although dx is small, and no constant tells: results that are not finite
+//!    are calculated again in f64, element by element.
+
+use super::{Coefficients, Map, factor_is_safe};
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::lanes::{Scalar, Vector};
+
+/// The constants E_hi, μ_hi, c, b, s of a channel.
+///
+/// `sigma` is √(m2/n + ε), for judging whether c·(x − μ) keeps its digits.
+#[inline(always)]
+pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64, reach: f64) -> Coefficients<5> {
+    let (e_high, mean_high) = (S::from_f64(e).to_f64(), S::from_f64(mean).to_f64());
+    let b = (e - e_high) - (mean - mean_high) * c;
+    let slope = (c * sigma).abs();
+    // With c = 0 what is left of the mean decides; else c·(x − μ), whose usual size is |c|·σ.
+    let digits = if c == 0.0 { b == 0.0 || !(b.abs() < S::SAFE_MIN) } else { !(slope < S::TINY) };
+    let safe = factor_is_safe::<S>(s)
+        && factor_is_safe::<S>(c)
+        && digits
+        && !(e.abs() > S::SAFE_MAX)
+        && !(b.abs() > S::SAFE_MAX)
+        && !(reach > S::SAFE_MAX * 32.0);
+    Coefficients { narrow: [e_high, mean_high, c, b, s], wide: [e, mean, c, 0.0, s], safe }
+}
+
+/// The elementwise part of the backward pass through batch statistics.
+#[derive(Clone, Copy)]
+pub(crate) struct Apply<F> {
+    pub(crate) activation: Activation,
+    /// The constants of a channel.
+    pub(crate) coefficients: F,
+}
+
+/// The backward pass through frozen statistics: dx = s·dy.
+#[derive(Clone, Copy)]
+pub(crate) struct ApplyFrozen<F> {
+    pub(crate) activation: Activation,
+    /// s of a channel.
+    pub(crate) coefficients: F,
+}
+
+macro_rules! map {
+    ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
+     |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
+        impl<E: Element, F: Fn(usize) -> Coefficients<$k> + Sync> Map<E, $i, $j, $k, $o> for $op<F> {
+            const WIDE: bool = true;
+            const CHECKED: bool = $k > 1;
+
+            #[inline(always)]
+            fn coefficients(&self, channel: usize) -> Coefficients<$k> {
+                (self.coefficients)(channel)
+            }
+            #[inline(always)]
+            fn before<V: Vector>(&$self, $token: V::Token, $x: [V; $i]) -> [V; $j] {
+                $before
+            }
+            #[inline(always)]
+            fn formula<V: Vector>(&self, $v: [V; $j], $c: [V; $k]) -> V {
+                $formula
+            }
+            #[inline(always)]
+            fn after<V: Vector>(&self, _: V::Token, _: [V; $i], $w: [V; $j], $dx: V) -> [V; $o] {
+                $after
+            }
+        }
+    };
+}
+
+macro_rules! batch {
+    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
+        map!(
+            Apply,
+            5,
+            $i,
+            2,
+            $o,
+            |v, k| ((v[1] - k[0]) - ((v[0] - k[1]) * k[2] + k[3])) * k[4],
+            |$self, $token, $x| $before,
+            |$w, $dx| $after
+        );
+    };
+}
+
+macro_rules! frozen {
+    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
+        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$self, $token, $x| $before, |$w, $dx| $after);
+    };
+}
+
+// Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
+batch!(2, 1, |self, _token, x| x, |_v, dx| [dx]);
+batch!(2, 2, |self, _token, x| x, |v, dx| [dx, v[1]]);
+batch!(3, 1, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |_v, dx| [dx]);
+batch!(3, 2, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |v, dx| [dx, v[1]]);
+// Inputs dy; with an activation dy, y.
+frozen!(1, 1, |self, _token, x| x, |_v, dx| [dx]);
+frozen!(1, 2, |self, _token, x| x, |v, dx| [dx, v[0]]);
+frozen!(2, 1, |self, token, x| [self.activation.backward(token, x[1], x[0])], |_v, dx| [dx]);
+frozen!(2, 2, |self, token, x| [self.activation.backward(token, x[1], x[0])], |v, dx| [dx, v[0]]);

@@ -1,0 +1,175 @@
+//! Lanes on AVX2: each virtual vector is two registers. FMA is left unused on purpose (it would
+//! change bits); F16C is part of this level.
+
+use super::{Lanes, Vector, WINDOW32, WINDOW64};
+#[cfg(target_arch = "x86")]
+use core::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::*;
+use core::ops::{Add, Mul, Sub};
+
+/// Proof of AVX2 and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The CPU and the operating system support AVX2 and F16C.
+    pub(crate) unsafe fn assume() -> Self {
+        Self(())
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F32(__m256, __m256);
+
+#[derive(Clone, Copy)]
+pub(crate) struct F64(__m256d, __m256d);
+
+impl Lanes for Avx2 {
+    type F32 = F32;
+    type F64 = F64;
+}
+
+macro_rules! operator {
+    ($t:ident, $op:ident, $f:ident, $i:ident) => {
+        impl $op for $t {
+            type Output = Self;
+            #[inline(always)]
+            fn $f(self, o: Self) -> Self {
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { Self($i(self.0, o.0), $i(self.1, o.1)) }
+            }
+        }
+    };
+}
+operator!(F32, Add, add, _mm256_add_ps);
+operator!(F32, Sub, sub, _mm256_sub_ps);
+operator!(F32, Mul, mul, _mm256_mul_ps);
+operator!(F64, Add, add, _mm256_add_pd);
+operator!(F64, Sub, sub, _mm256_sub_pd);
+operator!(F64, Mul, mul, _mm256_mul_pd);
+
+macro_rules! vector {
+    ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $and:ident,
+     $andnot:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
+        type Scalar = $scalar;
+        type Token = Avx2;
+        type Mask = ($reg, $reg);
+        type Wide = F64;
+
+        #[inline(always)]
+        fn splat(_: Avx2, v: $scalar) -> Self {
+            // SAFETY: the token proves AVX2.
+            unsafe { Self($set1(v), $set1(v)) }
+        }
+        #[inline(always)]
+        unsafe fn load(_: Avx2, p: *const $scalar) -> Self {
+            // SAFETY: the token proves AVX2; the range is the caller's promise.
+            unsafe { Self($loadu(p), $loadu(p.add($lanes / 2))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut $scalar) {
+            // SAFETY: as above.
+            unsafe {
+                $storeu(p, self.0);
+                $storeu(p.add($lanes / 2), self.1);
+            }
+        }
+        #[inline(always)]
+        fn clear_below(self, n: usize) -> Self {
+            debug_assert!(n <= $lanes);
+            let start = $lanes - n.min($lanes);
+            // SAFETY: start ≤ LANES, and the window has 2·LANES words; AVX2 as above.
+            unsafe {
+                let w = $window.0.as_ptr().add(start).cast::<$scalar>();
+                Self($and(self.0, $loadu(w)), $and(self.1, $loadu(w.add($lanes / 2))))
+            }
+        }
+        #[inline(always)]
+        fn lt(self, o: Self) -> Self::Mask {
+            // SAFETY: AVX2 as above.
+            unsafe { ($cmp::<_CMP_LT_OQ>(self.0, o.0), $cmp::<_CMP_LT_OQ>(self.1, o.1)) }
+        }
+        #[inline(always)]
+        fn finite(self) -> Self::Mask {
+            // SAFETY: AVX2 as above.
+            unsafe {
+                let (sign, inf) = ($set1(-0.0), $set1(<$scalar>::INFINITY));
+                ($cmp::<_CMP_LT_OQ>($andnot(sign, self.0), inf), $cmp::<_CMP_LT_OQ>($andnot(sign, self.1), inf))
+            }
+        }
+        #[inline(always)]
+        fn all(m: Self::Mask) -> bool {
+            // SAFETY: AVX2 as above.
+            unsafe { $movemask($and(m.0, m.1)) == (1 << ($lanes / 2)) - 1 }
+        }
+        #[inline(always)]
+        fn select(m: Self::Mask, yes: Self, no: Self) -> Self {
+            // SAFETY: AVX2 as above.
+            unsafe { Self($blend(no.0, yes.0, m.0), $blend(no.1, yes.1, m.1)) }
+        }
+    };
+}
+
+impl Vector for F32 {
+    vector!(
+        f32,
+        16,
+        WINDOW32,
+        __m256,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_and_ps,
+        _mm256_andnot_ps,
+        _mm256_cmp_ps,
+        _mm256_movemask_ps,
+        _mm256_blendv_ps
+    );
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        // SAFETY: a vector of this type exists only where a token does.
+        unsafe {
+            let half = |v: __m256| {
+                F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)))
+            };
+            [half(self.0), half(self.1)]
+        }
+    }
+    #[inline(always)]
+    fn narrow(w: [F64; 2]) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let half = |v: F64| _mm256_set_m128(_mm256_cvtpd_ps(v.1), _mm256_cvtpd_ps(v.0));
+            Self(half(w[0]), half(w[1]))
+        }
+    }
+}
+
+impl Vector for F64 {
+    vector!(
+        f64,
+        8,
+        WINDOW64,
+        __m256d,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_and_pd,
+        _mm256_andnot_pd,
+        _mm256_cmp_pd,
+        _mm256_movemask_pd,
+        _mm256_blendv_pd
+    );
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        [self, self]
+    }
+    #[inline(always)]
+    fn narrow(w: [F64; 2]) -> Self {
+        w[0]
+    }
+}

@@ -1,0 +1,162 @@
+//! Lanes on AVX-512 (F, VL, BW, DQ): each virtual vector is one register.
+
+use super::{Lanes, Vector};
+#[cfg(target_arch = "x86")]
+use core::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::*;
+use core::ops::{Add, Mul, Sub};
+
+/// Proof of AVX-512 F, VL, BW and DQ.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU and the operating system support AVX-512 F, VL, BW and DQ.
+    pub(crate) unsafe fn assume() -> Self {
+        Self(())
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F32(__m512);
+
+#[derive(Clone, Copy)]
+pub(crate) struct F64(__m512d);
+
+impl Lanes for Avx512 {
+    type F32 = F32;
+    type F64 = F64;
+}
+
+macro_rules! operator {
+    ($t:ident, $op:ident, $f:ident, $i:ident) => {
+        impl $op for $t {
+            type Output = Self;
+            #[inline(always)]
+            fn $f(self, o: Self) -> Self {
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { Self($i(self.0, o.0)) }
+            }
+        }
+    };
+}
+operator!(F32, Add, add, _mm512_add_ps);
+operator!(F32, Sub, sub, _mm512_sub_ps);
+operator!(F32, Mul, mul, _mm512_mul_ps);
+operator!(F64, Add, add, _mm512_add_pd);
+operator!(F64, Sub, sub, _mm512_sub_pd);
+operator!(F64, Mul, mul, _mm512_mul_pd);
+
+macro_rules! vector {
+    ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $maskz:ident, $cmp:ident,
+     $class:ident, $blend:ident) => {
+        type Scalar = $scalar;
+        type Token = Avx512;
+        type Mask = $mask;
+        type Wide = F64;
+
+        #[inline(always)]
+        fn splat(_: Avx512, v: $scalar) -> Self {
+            // SAFETY: the token proves AVX-512.
+            unsafe { Self($set1(v)) }
+        }
+        #[inline(always)]
+        unsafe fn load(_: Avx512, p: *const $scalar) -> Self {
+            // SAFETY: the token proves AVX-512; the range is the caller's promise.
+            unsafe { Self($loadu(p)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut $scalar) {
+            // SAFETY: as above.
+            unsafe { $storeu(p, self.0) }
+        }
+        #[inline(always)]
+        fn clear_below(self, n: usize) -> Self {
+            debug_assert!(n <= $lanes);
+            // The shift is done in 32 bits, so that n = LANES gives the empty mask.
+            let keep = (u32::MAX << (n as u32 & 31)) as $mask;
+            // SAFETY: AVX-512 as above.
+            unsafe { Self($maskz(keep, self.0)) }
+        }
+        #[inline(always)]
+        fn lt(self, o: Self) -> $mask {
+            // SAFETY: AVX-512 as above.
+            unsafe { $cmp::<_CMP_LT_OQ>(self.0, o.0) }
+        }
+        #[inline(always)]
+        fn finite(self) -> $mask {
+            // Classes: quiet NaN 0x01, +inf 0x08, −inf 0x10, signalling NaN 0x80.
+            // SAFETY: AVX-512 as above.
+            unsafe { !$class::<0x99>(self.0) }
+        }
+        #[inline(always)]
+        fn all(m: $mask) -> bool {
+            m == <$mask>::MAX
+        }
+        #[inline(always)]
+        fn select(m: $mask, yes: Self, no: Self) -> Self {
+            // SAFETY: AVX-512 as above.
+            unsafe { Self($blend(m, no.0, yes.0)) }
+        }
+    };
+}
+
+impl Vector for F32 {
+    vector!(
+        f32,
+        16,
+        u16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_maskz_mov_ps,
+        _mm512_cmp_ps_mask,
+        _mm512_fpclass_ps_mask,
+        _mm512_mask_blend_ps
+    );
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        // SAFETY: a vector of this type exists only where a token does.
+        unsafe {
+            [
+                F64(_mm512_cvtps_pd(_mm512_castps512_ps256(self.0))),
+                F64(_mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(self.0))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn narrow(w: [F64; 2]) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(w[0].0));
+            Self(_mm512_insertf32x8::<1>(low, _mm512_cvtpd_ps(w[1].0)))
+        }
+    }
+}
+
+impl Vector for F64 {
+    vector!(
+        f64,
+        8,
+        u8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_maskz_mov_pd,
+        _mm512_cmp_pd_mask,
+        _mm512_fpclass_pd_mask,
+        _mm512_mask_blend_pd
+    );
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        [self, self]
+    }
+    #[inline(always)]
+    fn narrow(w: [F64; 2]) -> Self {
+        w[0]
+    }
+}

@@ -1,0 +1,172 @@
+//! The vector operations that the kernels call, and nothing else.
+//!
+//! A [`Lanes`] value is a token: holding one proves that the CPU has the instructions behind it.
+//! Its two vector types have the same number of lanes on every ISA (16 of f32, 8 of f64): the
+//! contract on bits is written in virtual lanes, and each ISA spreads them over the registers it has.
+//!
+//! Every operation is one IEEE operation per lane. There is no fused multiply-add, no reduction
+//! across lanes other than [`Vector::to_f64s`] with its fixed order, and no min, max, reciprocal or
+//! other operation that differs between instruction sets.
+//!
+//! Everything here is `#[inline(always)]`: these bodies must end up inside the
+//! `#[target_feature]` shells of [`crate::dispatch`], or they would run as calls.
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(crate) mod avx2;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+use core::ops::{Add, Mul, Sub};
+
+/// A token for one instruction set, and its two vector types.
+pub trait Lanes: Copy + Send + Sync + 'static {
+    /// 16 lanes of f32.
+    type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
+    /// 8 lanes of f64.
+    type F64: Vector<Scalar = f64, Token = Self, Wide = Self::F64>;
+}
+
+/// A scalar that the kernels calculate in.
+pub trait Scalar:
+    bytemuck::Pod + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Send + Sync
+{
+    /// Lanes of the virtual vector.
+    const LANES: usize;
+    /// Sums of squares (or of products) below `count` times this may have lost digits to
+    /// underflow: half the smallest subnormal, relative to this, is far below one ulp.
+    const TINY: f64;
+    /// A magnitude that products and sums of the kernels stay well below.
+    const SAFE_MAX: f64;
+    /// A magnitude that factors stay above, so that no product of a normal number is subnormal.
+    const SAFE_MIN: f64;
+    /// One.
+    const ONE: Self;
+    /// Zero.
+    const ZERO: Self;
+    /// One over the number of pivot samples.
+    const PER_SAMPLE: Self;
+    /// Rounds to nearest.
+    fn from_f64(v: f64) -> Self;
+    /// Widens exactly.
+    fn to_f64(self) -> f64;
+}
+
+impl Scalar for f32 {
+    const LANES: usize = 16;
+    const TINY: f64 = f64::from_bits((1023 - 100) << 52);
+    const SAFE_MAX: f64 = f64::from_bits((1023 + 120) << 52);
+    const SAFE_MIN: f64 = f64::from_bits((1023 - 120) << 52);
+    const ONE: f32 = 1.0;
+    const ZERO: f32 = 0.0;
+    const PER_SAMPLE: f32 = 1.0 / crate::layout::grid::SAMPLES as f32;
+    #[inline(always)]
+    fn from_f64(v: f64) -> f32 {
+        v as f32
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self as f64
+    }
+}
+
+impl Scalar for f64 {
+    const LANES: usize = 8;
+    const TINY: f64 = f64::from_bits((1023 - 900) << 52);
+    const SAFE_MAX: f64 = f64::from_bits((1023 + 1000) << 52);
+    const SAFE_MIN: f64 = f64::from_bits((1023 - 1000) << 52);
+    const ONE: f64 = 1.0;
+    const ZERO: f64 = 0.0;
+    const PER_SAMPLE: f64 = 1.0 / crate::layout::grid::SAMPLES as f64;
+    #[inline(always)]
+    fn from_f64(v: f64) -> f64 {
+        v
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+/// A vector of `Scalar::LANES` lanes.
+pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// What stands in a lane.
+    type Scalar: Scalar;
+    /// The token that proves that this vector may be used.
+    type Token: Copy;
+    /// One truth value per lane.
+    type Mask: Copy;
+    /// The f64 vector of the same ISA.
+    type Wide: Vector<Scalar = f64, Token = Self::Token>;
+    /// How many `Wide` vectors hold the lanes of this one.
+    const WIDES: usize = Self::Scalar::LANES / 8;
+
+    /// All lanes equal.
+    fn splat(token: Self::Token, v: Self::Scalar) -> Self;
+    /// Reads `LANES` scalars, at any alignment.
+    ///
+    /// # Safety
+    /// `p` is valid for reading that many.
+    unsafe fn load(token: Self::Token, p: *const Self::Scalar) -> Self;
+    /// Writes `LANES` scalars, at any alignment.
+    ///
+    /// # Safety
+    /// `p` is valid for writing that many.
+    unsafe fn store(self, p: *mut Self::Scalar);
+    /// Zeroes the lanes below `n` (n ≤ LANES).
+    fn clear_below(self, n: usize) -> Self;
+    /// Lanes where `self < other`; false where either is NaN.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// Lanes that are neither infinite nor NaN.
+    fn finite(self) -> Self::Mask;
+    /// Whether a mask holds in every lane.
+    fn all(mask: Self::Mask) -> bool;
+    /// `yes` where the mask holds, else `no`.
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// Exact f64 copies; only the first `WIDES` count.
+    fn widen(self) -> [Self::Wide; 2];
+    /// Rounds f64 lanes to nearest.
+    fn narrow(wide: [Self::Wide; 2]) -> Self;
+    /// The lanes in f64, 16 of them added in pairs (i, i + 8).
+    #[inline(always)]
+    fn to_f64s(self) -> [f64; 8] {
+        let w = self.widen();
+        let sum = if Self::WIDES == 2 { w[0] + w[1] } else { w[0] };
+        let mut out = [0.0; 8];
+        // SAFETY: the array has the eight elements that the store writes.
+        unsafe { sum.store(out.as_mut_ptr()) };
+        out
+    }
+    /// The sum of all lanes in f64, by one fixed tree.
+    #[inline(always)]
+    fn sum_f64(self) -> f64 {
+        let v = self.to_f64s();
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+}
+
+/// A sliding window of `LANES` zeros followed by `LANES` words of ones.
+#[repr(C, align(64))]
+pub(crate) struct Window<T, const N: usize>(pub(crate) [T; N]);
+
+/// For 32-bit lanes.
+pub(crate) static WINDOW32: Window<u32, 32> = Window({
+    let mut w = [0; 32];
+    let mut i = 16;
+    while i < 32 {
+        w[i] = !0;
+        i += 1;
+    }
+    w
+});
+
+/// For 64-bit lanes.
+pub(crate) static WINDOW64: Window<u64, 16> = Window({
+    let mut w = [0; 16];
+    let mut i = 8;
+    while i < 16 {
+        w[i] = !0;
+        i += 1;
+    }
+    w
+});

@@ -1,0 +1,165 @@
+//! Lanes on the vectors of `wide`: SSE2, NEON, simd128 or plain arrays, whatever the target has at
+//! compile time. This is the ISA of every target, and the reference for the others' bits.
+
+use super::{Lanes, Vector, WINDOW32, WINDOW64};
+use core::ops::{Add, Mul, Sub};
+use wide::{f32x16, f64x8};
+
+/// Always available.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[derive(Clone, Copy)]
+pub(crate) struct F32(f32x16);
+
+#[derive(Clone, Copy)]
+pub(crate) struct F64(f64x8);
+
+impl Lanes for Portable {
+    type F32 = F32;
+    type F64 = F64;
+}
+
+macro_rules! operators {
+    ($t:ident) => {
+        impl Add for $t {
+            type Output = Self;
+            #[inline(always)]
+            fn add(self, o: Self) -> Self {
+                Self(self.0 + o.0)
+            }
+        }
+        impl Sub for $t {
+            type Output = Self;
+            #[inline(always)]
+            fn sub(self, o: Self) -> Self {
+                Self(self.0 - o.0)
+            }
+        }
+        impl Mul for $t {
+            type Output = Self;
+            #[inline(always)]
+            fn mul(self, o: Self) -> Self {
+                Self(self.0 * o.0)
+            }
+        }
+    };
+}
+operators!(F32);
+operators!(F64);
+
+macro_rules! vector {
+    ($name:ident, $inner:ident, $scalar:ty, $lanes:literal, $window:ident) => {
+        type Scalar = $scalar;
+        type Token = Portable;
+        type Mask = $inner;
+        type Wide = F64;
+
+        #[inline(always)]
+        fn splat(_: Portable, v: $scalar) -> Self {
+            Self($inner::splat(v))
+        }
+        #[inline(always)]
+        unsafe fn load(_: Portable, p: *const $scalar) -> Self {
+            // SAFETY: by the caller; an array of scalars has the alignment of one only once read
+            // unaligned.
+            Self($inner::new(unsafe { p.cast::<[$scalar; $lanes]>().read_unaligned() }))
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut $scalar) {
+            // SAFETY: by the caller.
+            unsafe { p.cast::<[$scalar; $lanes]>().write_unaligned(self.0.to_array()) }
+        }
+        #[inline(always)]
+        fn clear_below(self, n: usize) -> Self {
+            debug_assert!(n <= $lanes);
+            let start = $lanes - n.min($lanes);
+            // SAFETY: start ≤ LANES, and the window has 2·LANES words.
+            let mask: $inner = unsafe { $window.0.as_ptr().add(start).cast::<$inner>().read_unaligned() };
+            Self(self.0 & mask)
+        }
+        #[inline(always)]
+        fn lt(self, other: Self) -> $inner {
+            self.0.simd_lt(other.0)
+        }
+        #[inline(always)]
+        fn finite(self) -> $inner {
+            // |v| ≤ MAX: an ordered comparison, so false for NaN, and the same on every target.
+            self.0.abs().simd_lt($inner::splat(<$scalar>::INFINITY))
+        }
+        #[inline(always)]
+        fn all(mask: $inner) -> bool {
+            mask.all()
+        }
+        #[inline(always)]
+        fn select(mask: $inner, yes: Self, no: Self) -> Self {
+            Self(mask.bitselect(yes.0, no.0))
+        }
+    };
+}
+
+impl Vector for F32 {
+    vector!(F32, f32x16, f32, 16, WINDOW32);
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        let a = self.0.to_array();
+        [
+            F64(f64x8::new([
+                a[0] as f64,
+                a[1] as f64,
+                a[2] as f64,
+                a[3] as f64,
+                a[4] as f64,
+                a[5] as f64,
+                a[6] as f64,
+                a[7] as f64,
+            ])),
+            F64(f64x8::new([
+                a[8] as f64,
+                a[9] as f64,
+                a[10] as f64,
+                a[11] as f64,
+                a[12] as f64,
+                a[13] as f64,
+                a[14] as f64,
+                a[15] as f64,
+            ])),
+        ]
+    }
+    #[inline(always)]
+    fn narrow(wide: [F64; 2]) -> Self {
+        let (a, b) = (wide[0].0.to_array(), wide[1].0.to_array());
+        Self(f32x16::new([
+            a[0] as f32,
+            a[1] as f32,
+            a[2] as f32,
+            a[3] as f32,
+            a[4] as f32,
+            a[5] as f32,
+            a[6] as f32,
+            a[7] as f32,
+            b[0] as f32,
+            b[1] as f32,
+            b[2] as f32,
+            b[3] as f32,
+            b[4] as f32,
+            b[5] as f32,
+            b[6] as f32,
+            b[7] as f32,
+        ]))
+    }
+}
+
+impl Vector for F64 {
+    vector!(F64, f64x8, f64, 8, WINDOW64);
+
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        [self, self]
+    }
+    #[inline(always)]
+    fn narrow(wide: [F64; 2]) -> Self {
+        wide[0]
+    }
+}

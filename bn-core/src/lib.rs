@@ -1,0 +1,52 @@
+//! Batch normalization kernels on raw slices.
+//!
+//! Three promises:
+//! 1. **Right for every finite input**, whatever the ratio of mean to standard deviation.
+//! 2. **The same bits everywhere**: on every ISA and target, with any number of threads, on any
+//!    executor, with any workspace.
+//! 3. **The memory's speed** in NCHW and NHWC, without build flags.
+//!
+//! `no_std`, no allocation, no panics. Start at [`BatchNorm`].
+//!
+//! # The floating-point environment
+//! The calling threads round to nearest and keep subnormals (no flush-to-zero, no
+//! denormals-are-zero): Rust's own precondition for f32 and f64. Debug builds check it.
+
+#![no_std]
+#![warn(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+mod activation;
+mod backward;
+mod batch_norm;
+mod dispatch;
+mod element;
+mod engine;
+mod error;
+mod exec;
+mod forward;
+mod inference;
+mod isa;
+mod kernel;
+mod lanes;
+mod layout;
+mod moments;
+mod running;
+mod shape;
+
+pub use activation::Activation;
+pub use backward::{BackwardInput, Gradients, Statistics};
+pub use batch_norm::{Affine, BatchNorm, Op, Output};
+pub use element::{Element, Param};
+pub use error::Error;
+pub use exec::{Executor, Run, Serial};
+pub use inference::Prepared;
+pub use isa::{Isa, IsaKind};
+pub use moments::{GradSums, Moments, merge_moments};
+pub use running::{Momentum, RunningStats, Variance};
+pub use shape::{Layout, Shape};
+
+/// Changes when any bit of any result does.
+pub const BITS_VERSION: u32 = 1;

@@ -1,0 +1,1 @@
+//! Batch normalization for programs with an operating system.
