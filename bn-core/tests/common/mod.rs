@@ -2,6 +2,8 @@
 //! no vectors. And what several test files share.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod problem;
+
 use bn_core::{Layout, Shape};
 
 /// The places of a channel's elements, in order of image and position.
