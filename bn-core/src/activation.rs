@@ -34,7 +34,7 @@ impl Activation {
     pub(crate) fn check(self) -> Result<(), Error> {
         let good = match self {
             Activation::Identity | Activation::Relu => true,
-            Activation::LeakyRelu { slope } => slope >= 0.0 && slope < f64::INFINITY,
+            Activation::LeakyRelu { slope } => (0.0..f64::INFINITY).contains(&slope),
             Activation::Clamp { lo, hi } => lo <= hi,
         };
         if good { Ok(()) } else { Err(Error::Activation { got: self }) }

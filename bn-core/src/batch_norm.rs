@@ -65,7 +65,7 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Epsilon`] where it is negative, infinite or NaN.
     pub fn new(shape: Shape, epsilon: f64) -> Result<Self, Error> {
-        if !(epsilon >= 0.0 && epsilon < f64::INFINITY) {
+        if !(0.0..f64::INFINITY).contains(&epsilon) {
             return Err(Error::Epsilon { got: epsilon });
         }
         Ok(BatchNorm {

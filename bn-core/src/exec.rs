@@ -91,7 +91,7 @@ pub(crate) fn phase(
     body: &(dyn Fn(usize, &mut [u64]) + Sync),
 ) -> Result<(), Error> {
     debug_assert!(scratch.len() >= slot);
-    let slots = if slot == 0 { width } else { scratch.len() / slot };
+    let slots = scratch.len().checked_div(slot).unwrap_or(width);
     let tickets = width.min(cells).min(slots);
     #[cfg(target_has_atomic = "ptr")]
     if tickets > 1 {

@@ -138,11 +138,16 @@ fn check(case: &Case) -> Worst {
         }
         // Σ over n of terms about |dy − mean dy|·|x̂| ≤ spread·1 on average; Σ dy exactly from f64.
         let n = x.len() as f64;
-        let scale = spread * n.max(1.0) * if var + case.epsilon > 0.0 { (var / (var + case.epsilon)).sqrt() } else { 0.0 };
+        let scale =
+            spread * n.max(1.0) * if var + case.epsilon > 0.0 { (var / (var + case.epsilon)).sqrt() } else { 0.0 };
         let relative = |got: f32, exact: f64, scale: f64| {
             // Beyond the range of f32 the gradient is infinite.
             if exact.abs() > f32::MAX as f64 {
-                return if (got as f64 - exact).abs() <= exact.abs() * 1e-6 || got.is_infinite() { 0.0 } else { f64::INFINITY };
+                return if (got as f64 - exact).abs() <= exact.abs() * 1e-6 || got.is_infinite() {
+                    0.0
+                } else {
+                    f64::INFINITY
+                };
             }
             let err = (got as f64 - exact).abs() - 6e-8 * exact.abs() - HALF_SUBNORMAL;
             if err <= 0.0 { 0.0 } else { err / scale }
@@ -156,7 +161,13 @@ fn check(case: &Case) -> Worst {
     }
     let Worst { y, dx, dgamma, dbeta, mean, var } = worst;
     for (what, w) in [("y", y), ("dx", dx), ("dgamma", dgamma), ("dbeta", dbeta), ("mean", mean), ("var", var)] {
-        assert!(w <= 1.0, "{}: {what} is wrong by {w} of its bound ({:?}, ε = {})", case.name, case.shape, case.epsilon);
+        assert!(
+            w <= 1.0,
+            "{}: {what} is wrong by {w} of its bound ({:?}, ε = {})",
+            case.name,
+            case.shape,
+            case.epsilon
+        );
     }
     worst
 }
@@ -285,9 +296,13 @@ fn constant_channels_give_beta_exactly() {
 fn gradients_with_a_mean() {
     for ratio in [1.0, 1e2, 1e3, 1e4, 1e5] {
         over_shapes(&format!("dy mean/std {ratio:e}"), 1e-5, true, normal, |r, _, _| ratio + r.normal());
-        over_shapes(&format!("both mean/std {ratio:e}"), 1e-5, true, |r, _, _| ratio + r.normal(), |r, _, _| {
-            r.normal() - ratio
-        });
+        over_shapes(
+            &format!("both mean/std {ratio:e}"),
+            1e-5,
+            true,
+            |r, _, _| ratio + r.normal(),
+            |r, _, _| r.normal() - ratio,
+        );
     }
 }
 
@@ -295,9 +310,13 @@ fn gradients_with_a_mean() {
 fn gradients_of_every_size() {
     for scale in [1e-44, 1e-40, 1e-37, 1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30, 1e37] {
         over_shapes(&format!("dy · {scale:e}"), 1e-5, false, normal, |r, _, _| r.normal() * scale);
-        over_shapes(&format!("dy · {scale:e}, x · 1e-12"), 0.0, false, |r, _, _| r.normal() * 1e-12, |r, _, _| {
-            r.normal() * scale
-        });
+        over_shapes(
+            &format!("dy · {scale:e}, x · 1e-12"),
+            0.0,
+            false,
+            |r, _, _| r.normal() * 1e-12,
+            |r, _, _| r.normal() * scale,
+        );
     }
     over_shapes("dy ±3e38", 1e-5, false, normal, |_, _, j| if j % 2 == 0 { 3e38 } else { -3e38 });
     over_shapes("dy 0", 1e-5, false, normal, |_, _, _| 0.0);

@@ -178,9 +178,7 @@ impl Method {
         let rounded = [(Mean, "mean"), (Var, "var")];
         let (moments, dy, dx) = ((Moments, "moments"), (Dy, "dy"), (Dx, "dx"));
         match self {
-            Method::ForwardTraining | Method::Normalize => {
-                [&[x, residual, (Y, "y"), moments], &affine[..]].concat()
-            }
+            Method::ForwardTraining | Method::Normalize => [&[x, residual, (Y, "y"), moments], &affine[..]].concat(),
             Method::ForwardTrainingInPlace => [&[x, residual, moments], &affine[..]].concat(),
             Method::Moments => vec![x, moments],
             Method::Inference => [&[x, residual, (Y, "y")], &affine[..], &running].concat(),
@@ -247,7 +245,9 @@ impl Method {
             Method::Prepare => bn.prepare(affine, &o.mean, &o.var, &mut o.prepared),
             Method::Apply => bn.apply(&o.x, residual, &o.prepared, &mut o.y[..], run),
             Method::ApplyInPlace => bn.apply_in_place(&mut o.x, residual, &o.prepared, run),
-            Method::Backward | Method::BackwardRounded | Method::BackwardRunning => bn.backward(input(&o.dy), output, run),
+            Method::Backward | Method::BackwardRounded | Method::BackwardRunning => {
+                bn.backward(input(&o.dy), output, run)
+            }
             Method::BackwardInPlace => {
                 bn.backward_in_place(&mut o.dy, input(&[]), Gradients { dx: None, ..output }, run)
             }
@@ -306,10 +306,7 @@ fn wrong_lengths() {
         }
     }
     assert_eq!(refused, shapes().len() * 4 * METHODS.iter().map(|m| m.args().len()).sum::<usize>());
-    assert_eq!(
-        Error::Length { what: "gamma", expected: 5, got: 4 }.to_string(),
-        "gamma has 4 elements, expected 5"
-    );
+    assert_eq!(Error::Length { what: "gamma", expected: 5, got: 4 }.to_string(), "gamma has 4 elements, expected 5");
 }
 
 #[test]
@@ -319,8 +316,7 @@ fn optional_arguments_may_be_absent() {
     let run = Run::serial(&mut o.workspace[..o.words]);
     assert_eq!(bn.forward_training(&o.x, None, Affine::NONE, &mut o.y[..], &mut o.moments, run), Ok(()));
     let before = o.clone();
-    let input =
-        BackwardInput { x: &o.x, y: None, dy: &o.dy, gamma: None, statistics: Statistics::Batch(&o.moments) };
+    let input = BackwardInput { x: &o.x, y: None, dy: &o.dy, gamma: None, statistics: Statistics::Batch(&o.moments) };
     // Nothing wanted is nothing written, but for the workspace.
     assert_eq!(bn.backward(input, Gradients::default(), Run::serial(&mut o.workspace[..o.words])), Ok(()));
     assert!(o.same_but_workspace(&before));
@@ -381,7 +377,9 @@ fn largest_shapes() {
     let most = isize::MAX as usize / 8;
     let root = (most as f64).cbrt() as usize - 1;
     for layout in [Layout::Nchw, Layout::Nhwc] {
-        for (batch, channels, spatial) in [(most, 1, 1), (1, most, 1), (1, 1, most), (root, root, root), (2, most / 6, 3)] {
+        for (batch, channels, spatial) in
+            [(most, 1, 1), (1, most, 1), (1, 1, most), (root, root, root), (2, most / 6, 3)]
+        {
             let bn = plan(Shape::new(layout, batch, channels, &[spatial]).unwrap());
             for op in [Op::ForwardTraining, Op::Inference, Op::Backward] {
                 let min = bn.workspace_min(op);
@@ -531,10 +529,7 @@ fn too_few_values() {
         let bn = plan(shape);
         assert_eq!(Method::ForwardTraining.call(&bn, &mut Operands::new(&bn)), Ok(()));
     }
-    assert_eq!(
-        Error::TooFewValues { expected: 2, got: 1 }.to_string(),
-        "1 values per channel, expected at least 2"
-    );
+    assert_eq!(Error::TooFewValues { expected: 2, got: 1 }.to_string(), "1 values per channel, expected at least 2");
 }
 
 /// One value is its own mean: y = β, exactly, however large the value and whatever ε.
@@ -547,7 +542,8 @@ fn one_value<T: Real>() {
                 let values = |step: f64, size: f64| -> Vec<T> {
                     (0..c).map(|i| T::of((i as f64 * step).cos() * size)).collect()
                 };
-                let (x, gamma, beta, residual) = (values(0.3, size), values(0.4, 2.0), values(0.5, 2.0), values(0.6, 3.0));
+                let (x, gamma, beta, residual) =
+                    (values(0.3, size), values(0.4, 2.0), values(0.5, 2.0), values(0.6, 3.0));
                 let mut moments = vec![Moments::EMPTY; c];
                 let mut make = |residual: Option<&[T]>, affine| {
                     let mut y = vec![T::of(f64::NAN); c];
@@ -714,7 +710,7 @@ fn unpreparable() {
                 }
                 for isa in Isa::available() {
                     let bn = bn.with_isa(isa);
-                    let mut y = vec![SENTINEL; 12];
+                    let mut y = [SENTINEL; 12];
                     with_workspace(bn.workspace_min(Op::Inference), |ws| {
                         bn.inference(&x, None, affine, &mean, &var, &mut y[..], Run::serial(ws))
                     })
@@ -765,10 +761,7 @@ fn running_statistics() {
         assert_eq!(rule.update(&batch, &mut mean, &mut var, batches.then_some(&mut n)), Err(expected));
         assert_eq!((mean, var, n), (vec![SENTINEL; len_mean], vec![SENTINEL; len_var], 5), "{expected:?}");
     }
-    assert_eq!(
-        Error::Missing { what: "num_batches" }.to_string(),
-        "num_batches is missing, and this call needs it"
-    );
+    assert_eq!(Error::Missing { what: "num_batches" }.to_string(), "num_batches is missing, and this call needs it");
 
     // A plain average: (0·1 + 8)/1, then (8 + 4)/2, (12 + 0)/3; the old value of the first counts nothing.
     let (mut mean, mut var, mut n) = ([100.0f32], [200.0f32], 0);
@@ -908,7 +901,8 @@ fn spoils_only_its_channel<T: Real>(bad: &[f64]) {
                                 _ => continue,
                             }
                             let got = results(&p, isa);
-                            let name = format!("{shape:?} {isa:?} {activation:?}: {value} in {into:?} of channel {spoiled}");
+                            let name =
+                                format!("{shape:?} {isa:?} {activation:?}: {value} in {into:?} of channel {spoiled}");
                             for c in (0..shape.channels()).filter(|&c| c != spoiled) {
                                 assert!(got.of(shape, c) == expected.of(shape, c), "{name} changes channel {c}");
                             }

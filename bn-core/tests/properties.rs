@@ -582,7 +582,17 @@ fn far_dy(staged: bool) {
             for far in [0.0, 10.0, 100.0, 1000.0] {
                 let mut fill = |mean: f64| (0..shape.len()).map(|_| (mean + r.normal()) as f32).collect::<Vec<_>>();
                 let (x, dy, activation) = (fill(0.0), fill(far), Activation::Identity);
-                let p = Problem { seed: 0, shape, epsilon: 1e-5, activation, x, dy, residual: None, gamma: None, beta: None };
+                let p = Problem {
+                    seed: 0,
+                    shape,
+                    epsilon: 1e-5,
+                    activation,
+                    x,
+                    dy,
+                    residual: None,
+                    gamma: None,
+                    beta: None,
+                };
                 for isa in Isa::available() {
                     let (bn, f) = (p.plan(isa), p.forward(isa));
                     let statistics = Statistics::Batch(&f.moments);
@@ -796,7 +806,12 @@ fn differences(shape: Shape, activation: Activation, seed: u64, isa: Isa) -> Res
             };
             prop_assert!(
                 (difference - got).abs() <= 1e-9 * size,
-                "{} {:?} {:?}: {} by differences, got {}", what, shape, activation, difference, got
+                "{} {:?} {:?}: {} by differences, got {}",
+                what,
+                shape,
+                activation,
+                difference,
+                got
             );
         }
     }

@@ -196,9 +196,8 @@ fn gradients_are_differences() {
             let ch = channel(x, gamma, beta);
             sum(x.iter().zip(&w).map(|(&x, w)| w * ch.y(x)))
         };
-        let difference = |f: &dyn Fn(f64) -> f64, h: f64| {
-            (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
-        };
+        let difference =
+            |f: &dyn Fn(f64) -> f64, h: f64| (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h);
         let ch = channel(&x, gamma, beta);
         let (dx, dgamma, dbeta) = backward(&ch, &x, &w);
         let h = 2e-3 / ch.inverse_std();

@@ -218,10 +218,10 @@ impl Rows {
             fold *= 2;
         }
         let narrow = fold;
-        while fold > 1 && base * fold % lanes != 0 && base * fold * 2 <= 6 * lanes {
+        while fold > 1 && !(base * fold).is_multiple_of(lanes) && base * fold * 2 <= 6 * lanes {
             fold *= 2;
         }
-        if base * fold % lanes != 0 {
+        if !(base * fold).is_multiple_of(lanes) {
             fold = narrow;
         }
         let folded = rows / fold;

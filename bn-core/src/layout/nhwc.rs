@@ -649,7 +649,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
         for v in 0..width / lanes_of {
             put(from.map(|p| E::load(lanes, p.add(v * lanes_of))), v * lanes_of);
         }
-        if width % lanes_of != 0 {
+        if !width.is_multiple_of(lanes_of) {
             put(tail, last);
         }
     }

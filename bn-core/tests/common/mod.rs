@@ -68,11 +68,8 @@ pub fn backward(ch: &Channel, x: &[f64], dy: &[f64]) -> (Vec<f64>, f64, f64) {
     // Centring dy changes nothing, as Σ (x − mean) = 0, but keeps the digits.
     let mean_dy = dbeta / n;
     let dot = sum(x.iter().zip(dy).map(|(x, dy)| (x - ch.mean) * (dy - mean_dy)));
-    let dx = x
-        .iter()
-        .zip(dy)
-        .map(|(x, dy)| ch.gamma * r * ((dy - mean_dy) - (x - ch.mean) * r * (dot * r / n)))
-        .collect();
+    let dx =
+        x.iter().zip(dy).map(|(x, dy)| ch.gamma * r * ((dy - mean_dy) - (x - ch.mean) * r * (dot * r / n))).collect();
     (dx, dot * r, dbeta)
 }
 
