@@ -2,7 +2,7 @@
 
 use crate::activation::Activation;
 use crate::batch_norm::{BatchNorm, Op, Output, entry};
-use crate::element::{Element, Param};
+use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
@@ -12,9 +12,10 @@ use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::inverse_std;
 use crate::lanes::Scalar;
+use crate::layout::Channels;
 use crate::layout::grid::part;
-use crate::layout::{Channels, Place};
 use crate::moments::{GradSums, Moments};
+use crate::stages::Backward;
 
 /// The statistics that a forward pass used, which decide what its gradient is.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +149,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_channels("sums", sums.len())?;
         let frozen = matches!(input.statistics, Statistics::Running { .. });
         sums.fill(GradSums::default());
-        let (all, sums) = (self.engine.all(), Shared(sums.as_mut_ptr()));
+        let (all, sums) = (self.engine.all(), Sums { at: Shared(sums.as_mut_ptr().cast()), words: 2 });
         // SAFETY: the lengths have been checked; inputs are borrowed for reading.
         unsafe { self.sums_at(&input, input.dy.as_ptr(), all, !frozen, !frozen, sums, &mut run) }
     }
@@ -173,7 +174,7 @@ impl<T: Element> BatchNorm<T> {
         // writing.
         unsafe {
             let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
-            self.apply_at(&input, input.dy.as_ptr(), self.engine.all(), sums, output, &mut run)
+            self.apply_at(&input, input.dy.as_ptr(), self.engine.all(), &sums, output, &mut run)
         }
     }
 
@@ -236,40 +237,16 @@ impl<T: Element> BatchNorm<T> {
     }
 }
 
-/// Where a channel's sums are added up.
-trait Total: Send {
-    fn add(&mut self, dbeta: f64, dot: f64, off: f64);
-}
+/// Words of workspace that a channel's sums take between the passes: Σ dy, Σ dy·(x − mean), and
+/// Σ (x − mean) where it was measured, else 0.
+pub(crate) const SUM_WORDS: usize = 3;
 
-impl Total for GradSums {
-    #[inline(always)]
-    fn add(&mut self, dbeta: f64, dot: f64, _: f64) {
-        self.dbeta += dbeta;
-        self.dot += dot;
-    }
-}
-
-impl Total for Reduced {
-    #[inline(always)]
-    fn add(&mut self, dbeta: f64, dot: f64, off: f64) {
-        self.dbeta += dbeta;
-        self.dot += dot;
-        self.off += off;
-    }
-}
-
-/// What the first pass leaves of a channel for the second.
+/// Where channels' sums are added up: the first two of [`SUM_WORDS`], or all three.
 #[derive(Clone, Copy)]
-#[repr(C)]
-struct Reduced {
-    dbeta: f64,
-    dot: f64,
-    /// Σ (x − mean) where it was measured, else 0.
-    off: f64,
+struct Sums {
+    at: Shared<f64>,
+    words: usize,
 }
-
-/// Words of workspace that a channel's sums take between the passes.
-pub(crate) const SUM_WORDS: usize = size_of::<Reduced>() / 8;
 
 impl<T: Element> BatchNorm<T> {
     /// # Safety
@@ -287,7 +264,7 @@ impl<T: Element> BatchNorm<T> {
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
-            return unsafe { self.apply_at(input, dy, self.engine.all(), |_| Default::default(), output, run) };
+            return unsafe { self.apply_at(input, dy, self.engine.all(), &|_| Default::default(), output, run) };
         }
         // As many channels at once as leave their sums room in the workspace: all of them, but for
         // the smallest workspaces.
@@ -300,18 +277,18 @@ impl<T: Element> BatchNorm<T> {
             let band = Channels { first: part(all.end, bands, b), end: part(all.end, bands, b + 1) };
             let (sums, scratch) = run.workspace.split_at_mut((band.end - band.first) * SUM_WORDS);
             sums.fill(0);
-            let sums = Shared(sums.as_mut_ptr().cast::<Reduced>());
+            let sums = Sums { at: Shared(sums.as_mut_ptr().cast()), words: SUM_WORDS };
             let mut run = Run { workspace: scratch, executor: run.executor };
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
                 self.sums_at(input, dy, band, !frozen, rounded, sums, &mut run)?;
                 let reduced = |c: usize| {
-                    let r = *sums.at(c - band.first);
+                    let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
                     let n = self.count(&input.statistics, c).max(1) as f64;
                     // Where the mean was rounded: dot and mean as they are about the measured one.
-                    (GradSums { dbeta: r.dbeta, dot: r.dot - r.off / n * r.dbeta }, r.off / n)
+                    (GradSums { dbeta, dot: dot - off / n * dbeta }, off / n)
                 };
-                self.apply_at(input, dy, band, reduced, output.reborrow(), &mut run)?;
+                self.apply_at(input, dy, band, &reduced, output.reborrow(), &mut run)?;
             }
         }
         Ok(())
@@ -334,28 +311,25 @@ impl<T: Element> BatchNorm<T> {
         band: Channels,
         pivot: bool,
         measure: bool,
-        sums: Shared<impl Total>,
+        sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let e = &self.engine;
-        let centre = |c| self.mean(&input.statistics, c);
-        let sink = SumSink::<T::Param, _, _> { sums, first: band.first, centre, param: core::marker::PhantomData };
+        let centre = &|c| self.mean(&input.statistics, c);
+        let sink = SumSink { sums, first: band.first, centre, round: |v| T::Param::from_f64(v).to_f64() };
         let op = GradientSums { activation: self.activation, pivot, centre };
-        let (x, dy) = (e.place(input.x.as_ptr().cast_mut()), e.place(dy.cast_mut()));
-        // SAFETY: by the caller; the engine only reads.
-        unsafe {
-            match (self.masked(input), measure) {
-                (None, false) => e.reduce::<T, _, _, 2, 2, 2, 2>(&op, &[x, dy], band, &sink, run),
-                (None, true) => e.reduce::<T, _, _, 2, 2, 2, 3>(&op, &[x, dy], band, &sink, run),
-                (Some(y), false) => e.reduce::<T, _, _, 3, 2, 2, 2>(&op, &[x, dy, y], band, &sink, run),
-                (Some(y), true) => e.reduce::<T, _, _, 3, 2, 2, 3>(&op, &[x, dy, y], band, &sink, run),
-            }
-        }
+        // SAFETY: by the caller; sums only read.
+        unsafe { T::sum_gradients(&self.engine, &op, self.inputs(input, dy), measure, band, &sink, run) }
     }
 
-    /// y, where the activation has a mask.
-    fn masked(&self, input: &BackwardInput<'_, T>) -> Option<Place<T>> {
-        input.y.filter(|_| self.activation != Activation::Identity).map(|y| self.engine.place(y.as_ptr().cast_mut()))
+    /// What the passes read.
+    fn inputs(&self, input: &BackwardInput<'_, T>, dy: *const T) -> Backward<T> {
+        let e = &self.engine;
+        let mask = input.y.filter(|_| self.activation != Activation::Identity);
+        Backward {
+            x: e.place(input.x.as_ptr().cast_mut()),
+            dy: e.place(dy.cast_mut()),
+            y: mask.map(|y| e.place(y.as_ptr().cast_mut())),
+        }
     }
 
     /// Writes all gradients of a band of channels from its sums and what the mean is off by.
@@ -367,7 +341,7 @@ impl<T: Element> BatchNorm<T> {
         input: &BackwardInput<'_, T>,
         dy: *const T,
         band: Channels,
-        sums: impl Fn(usize) -> (GradSums, f64) + Sync,
+        sums: &(dyn Fn(usize) -> (GradSums, f64) + Sync),
         output: Gradients<'_, T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
@@ -387,29 +361,21 @@ impl<T: Element> BatchNorm<T> {
         let e = &self.engine;
         let scale = |c| entry(input.gamma, c, 1.0) * inverse(c);
         let activation = self.activation;
-        let (x, dy, mask) = (e.place(input.x.as_ptr().cast_mut()), e.place(dy.cast_mut()), self.masked(input));
+        let inputs = self.inputs(input, dy);
         let (dx, dr) = (output.dx.map(|o| e.place(o.ptr)), output.dresidual.map(|o| e.place(o.ptr)));
         let frozen = matches!(statistics, Statistics::Running { .. });
         let multiply = |s: f64| Coefficients { narrow: [s], wide: [s], safe: factor_is_safe::<T::Param>(s) };
-        // SAFETY: by the caller; the engine only reads from its inputs.
+        // SAFETY: by the caller; maps only read from their inputs.
         unsafe {
             match (dx, dr) {
                 (None, None) => Ok(()),
                 (None, Some(dr)) => {
-                    let op = ApplyFrozen { activation, coefficients: |_| multiply(1.0) };
-                    match mask {
-                        None => e.map::<T, _, 1, 1, 1, 1>(&op, &[dy], &[dr], band, run),
-                        Some(y) => e.map::<T, _, 2, 1, 1, 1>(&op, &[dy, y], &[dr], band, run),
-                    }
+                    let op = ApplyFrozen { activation, coefficients: &|_| multiply(1.0) };
+                    T::apply_frozen(e, &op, inputs, dr, None, band, run)
                 }
                 (Some(dx), dr) if frozen => {
-                    let op = ApplyFrozen { activation, coefficients: |c| multiply(scale(c)) };
-                    match (mask, dr) {
-                        (None, None) => e.map::<T, _, 1, 1, 1, 1>(&op, &[dy], &[dx], band, run),
-                        (None, Some(dr)) => e.map::<T, _, 1, 1, 1, 2>(&op, &[dy], &[dx, dr], band, run),
-                        (Some(y), None) => e.map::<T, _, 2, 1, 1, 1>(&op, &[dy, y], &[dx], band, run),
-                        (Some(y), Some(dr)) => e.map::<T, _, 2, 1, 1, 2>(&op, &[dy, y], &[dx, dr], band, run),
-                    }
+                    let op = ApplyFrozen { activation, coefficients: &|c| multiply(scale(c)) };
+                    T::apply_frozen(e, &op, inputs, dx, dr, band, run)
                 }
                 (Some(dx), dr) => {
                     let coefficients = |c: usize| {
@@ -421,13 +387,8 @@ impl<T: Element> BatchNorm<T> {
                         let (sigma, reach) = (libm::sqrt(sigma2), libm::sqrt(variance * n));
                         constants::<T::Param>(s.dbeta / n, mean, slope, scale(c), sigma, reach)
                     };
-                    let op = Apply { activation, coefficients };
-                    match (mask, dr) {
-                        (None, None) => e.map::<T, _, 2, 2, 5, 1>(&op, &[x, dy], &[dx], band, run),
-                        (None, Some(dr)) => e.map::<T, _, 2, 2, 5, 2>(&op, &[x, dy], &[dx, dr], band, run),
-                        (Some(y), None) => e.map::<T, _, 3, 2, 5, 1>(&op, &[x, dy, y], &[dx], band, run),
-                        (Some(y), Some(dr)) => e.map::<T, _, 3, 2, 5, 2>(&op, &[x, dy, y], &[dx, dr], band, run),
-                    }
+                    let op = Apply { activation, coefficients: &coefficients };
+                    T::apply(e, &op, inputs, dx, dr, band, run)
                 }
             }
         }
@@ -447,14 +408,16 @@ impl<T: Element> Gradients<'_, T> {
 }
 
 /// From sums about the pivot to sums about the mean, added up.
-struct SumSink<P, S, F> {
-    sums: Shared<S>,
+pub(crate) struct SumSink<'a> {
+    sums: Sums,
     first: usize,
-    centre: F,
-    param: core::marker::PhantomData<P>,
+    /// The mean of a channel.
+    centre: &'a (dyn Fn(usize) -> f64 + Sync),
+    /// To the arithmetic that the kernel subtracts it in.
+    round: fn(f64) -> f64,
 }
 
-impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> SumSink<P, S, F> {
+impl SumSink<'_> {
     /// Σ e, Σ e·(x − μ) and, if measured, Σ (x − μ) about the pivot k of dy, where μ is the rounded
     /// mean and `low` what the rounding lost:
     ///
@@ -464,7 +427,7 @@ impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> SumSink<P, S, F> {
     #[inline(always)]
     fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
         let mean = (self.centre)(channel);
-        let low = mean - P::from_f64(mean).to_f64();
+        let low = mean - (self.round)(mean);
         let n = count as f64;
         let off = d.map_or(0.0, |d| d - n * low);
         [e + n * k, ed - low * e + k * off, off]
@@ -473,26 +436,29 @@ impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> SumSink<P, S, F> {
     /// # Safety
     /// No other thread adds to this channel, which is one of the band.
     #[inline(always)]
-    unsafe fn add(&self, channel: usize, [dbeta, dot, off]: [f64; 3]) {
-        // SAFETY: by the caller.
-        unsafe { (*self.sums.at(channel - self.first)).add(dbeta, dot, off) }
+    unsafe fn add<const N: usize>(&self, channel: usize, sums: [f64; N]) {
+        let at = (channel - self.first) * self.sums.words;
+        for i in 0..N.min(self.sums.words) {
+            // SAFETY: by the caller.
+            unsafe { *self.sums.at.at(at + i) += sums[i] };
+        }
     }
 }
 
-impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> Sink<2, 2> for SumSink<P, S, F> {
+impl Sink<2, 2> for SumSink<'_> {
     #[inline(always)]
     fn convert(&self, channel: usize, sums: [f64; 2], [k, _]: [f64; 2], count: u64) -> [f64; 2] {
         let [dbeta, dot, _] = self.about_mean(channel, sums, None, k, count);
         [dbeta, dot]
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, [dbeta, dot]: [f64; 2], _: u64) {
+    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64) {
         // SAFETY: by the caller.
-        unsafe { self.add(channel, [dbeta, dot, 0.0]) }
+        unsafe { self.add(channel, sums) }
     }
 }
 
-impl<P: Param, S: Total, F: Fn(usize) -> f64 + Sync> Sink<2, 3> for SumSink<P, S, F> {
+impl Sink<2, 3> for SumSink<'_> {
     #[inline(always)]
     fn convert(&self, channel: usize, [e, ed, d]: [f64; 3], [k, _]: [f64; 2], count: u64) -> [f64; 3] {
         self.about_mean(channel, [e, ed], Some(d), k, count)

@@ -6,7 +6,7 @@ use crate::lanes::{Lanes, Scalar, Vector};
 ///
 /// f32, f16 and bf16 have f32 parameters and calculate in f32; f64 has f64 parameters. This trait
 /// is sealed.
-pub trait Element: sealed::Storage<Compute = Self::Param> + bytemuck::Pod + Send + Sync {
+pub trait Element: sealed::Storage<Compute = Self::Param> + sealed::Stages + bytemuck::Pod + Send + Sync {
     /// The type of gamma, beta and the running statistics.
     type Param: Param;
 }
@@ -27,6 +27,7 @@ impl Element for f64 {
 
 pub(crate) mod sealed {
     use super::*;
+    pub use crate::stages::Stages;
 
     pub trait Sealed {}
     impl Sealed for f32 {}

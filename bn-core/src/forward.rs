@@ -6,7 +6,6 @@ use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
 use crate::kernel::Coefficients;
-use crate::kernel::moments::MomentSums;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::moments::Moments;
 
@@ -143,8 +142,8 @@ impl<T: Element> BatchNorm<T> {
     /// As [`Self::moments_at`].
     unsafe fn accumulate_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
         let sink = MomentSink(Shared(moments.as_mut_ptr()));
-        // SAFETY: by the caller; the engine only reads from x.
-        unsafe { self.engine.reduce(&MomentSums, &[self.engine.place(x.cast_mut())], self.engine.all(), &sink, run) }
+        // SAFETY: by the caller; sums only read from x.
+        unsafe { T::sum_moments(&self.engine, self.engine.place(x.cast_mut()), &sink, run) }
     }
 
     /// # Safety
@@ -165,7 +164,7 @@ impl<T: Element> BatchNorm<T> {
             split::<T::Param>(m.mean, scale, affine.beta(c), Some(libm::sqrt(m.m2)))
         };
         // SAFETY: by the caller.
-        unsafe { self.map_forward(x, residual, coefficients, y, run) }
+        unsafe { self.map_forward(x, residual, &coefficients, y, run) }
     }
 
     /// # Safety
@@ -174,25 +173,20 @@ impl<T: Element> BatchNorm<T> {
         &self,
         x: *const T,
         residual: Option<&[T]>,
-        coefficients: impl Fn(usize) -> Coefficients<3> + Sync,
+        coefficients: &(dyn Fn(usize) -> Coefficients<3> + Sync),
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let e = &self.engine;
         let op = Normalize { activation: self.activation, coefficients };
-        let (x, y) = (e.place(x.cast_mut()), [e.place(y)]);
-        // SAFETY: by the caller; the engine only reads from its inputs.
-        unsafe {
-            match residual {
-                None => e.map::<T, _, 1, 1, 3, 1>(&op, &[x], &y, e.all(), run),
-                Some(r) => e.map::<T, _, 2, 1, 3, 1>(&op, &[x, e.place(r.as_ptr().cast_mut())], &y, e.all(), run),
-            }
-        }
+        let residual = residual.map(|r| e.place(r.as_ptr().cast_mut()));
+        // SAFETY: by the caller; a map only reads from its inputs.
+        unsafe { T::normalize(e, &op, e.place(x.cast_mut()), residual, e.place(y), run) }
     }
 }
 
 /// Merges cells into the caller's moments.
-struct MomentSink(Shared<Moments>);
+pub(crate) struct MomentSink(Shared<Moments>);
 
 impl Sink<1, 2> for MomentSink {
     #[inline(always)]

@@ -56,7 +56,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
         let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.map_forward(x.as_ptr(), residual, k, y.ptr, &mut run) }
+        unsafe { self.map_forward(x.as_ptr(), residual, &k, y.ptr, &mut run) }
     }
 
     /// [`inference`](Self::inference) over its input.
@@ -77,7 +77,7 @@ impl<T: Element> BatchNorm<T> {
         let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.map_forward(p, residual, k, p, &mut run) }
+        unsafe { self.map_forward(p, residual, &k, p, &mut run) }
     }
 
     /// The part of [`inference`](Self::inference) that does not depend on x.
@@ -125,7 +125,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_len("y", y.len)?;
         self.check_apply(residual, prepared, run.workspace.len())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.map_forward(x.as_ptr(), residual, |c| of_prepared(prepared, c), y.ptr, &mut run) }
+        unsafe { self.map_forward(x.as_ptr(), residual, &|c| of_prepared(prepared, c), y.ptr, &mut run) }
     }
 
     /// [`apply`](Self::apply) over its input.
@@ -143,7 +143,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_apply(residual, prepared, run.workspace.len())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.map_forward(p, residual, |c| of_prepared(prepared, c), p, &mut run) }
+        unsafe { self.map_forward(p, residual, &|c| of_prepared(prepared, c), p, &mut run) }
     }
 
     fn check_inference(

@@ -102,20 +102,34 @@ compile_error!("bn-core needs SSE2 on x86: x87 arithmetic rounds differently");
 fn supported(kind: IsaKind) -> bool {
     cpufeatures::new!(has_avx2, "avx2");
     cpufeatures::new!(has_avx512, "avx2", "avx512f", "avx512vl", "avx512bw", "avx512dq");
+    match kind {
+        IsaKind::Portable => true,
+        IsaKind::Avx2 => has_avx2::get() && has_f16c(),
+        IsaKind::Avx512 => has_avx512::get() && has_f16c(),
+    }
+}
+
+/// `cpufeatures` does not know F16C: bit 29 of ECX in leaf 1. Its registers are those of AVX2, whose
+/// support by the operating system has been checked by then. The answer is kept, as under a
+/// hypervisor the question takes microseconds.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fn has_f16c() -> bool {
     #[cfg(target_arch = "x86")]
     use core::arch::x86::__cpuid;
     #[cfg(target_arch = "x86_64")]
     use core::arch::x86_64::__cpuid;
-    // `cpufeatures` does not know F16C: bit 29 of ECX in leaf 1. Its registers are those of AVX2,
-    // whose support by the operating system has been checked by then.
-    #[allow(unused_unsafe, reason = "__cpuid became safe after our minimum version")]
-    // SAFETY: leaf 1 exists on every CPU with SSE2.
-    let f16c = || unsafe { __cpuid(1) }.ecx & (1 << 29) != 0;
-    match kind {
-        IsaKind::Portable => true,
-        IsaKind::Avx2 => has_avx2::get() && f16c(),
-        IsaKind::Avx512 => has_avx512::get() && f16c(),
+    use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+    const NOT_ASKED: u8 = 2;
+    static ANSWER: AtomicU8 = AtomicU8::new(NOT_ASKED);
+    let mut answer = ANSWER.load(Relaxed);
+    if answer == NOT_ASKED {
+        #[allow(unused_unsafe, reason = "__cpuid became safe after our minimum version")]
+        // SAFETY: leaf 1 exists on every CPU with SSE2.
+        let ecx = unsafe { __cpuid(1) }.ecx;
+        answer = (ecx >> 29) as u8 & 1;
+        ANSWER.store(answer, Relaxed);
     }
+    answer == 1
 }
 
 #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]

@@ -35,6 +35,7 @@ mod layout;
 mod moments;
 mod running;
 mod shape;
+mod stages;
 
 pub use activation::Activation;
 pub use backward::{BackwardInput, Gradients, Statistics};

@@ -16,7 +16,7 @@
 use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::{Real, Scalar, Vector};
 
 /// The constants E_hi, μ_hi, c, b, s of a channel.
 ///
@@ -39,25 +39,24 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
 
 /// The elementwise part of the backward pass through batch statistics.
 #[derive(Clone, Copy)]
-pub(crate) struct Apply<F> {
+pub(crate) struct Apply<'a> {
     pub(crate) activation: Activation,
     /// The constants of a channel.
-    pub(crate) coefficients: F,
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<5> + Sync),
 }
 
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
-pub(crate) struct ApplyFrozen<F> {
+pub(crate) struct ApplyFrozen<'a> {
     pub(crate) activation: Activation,
     /// s of a channel.
-    pub(crate) coefficients: F,
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<1> + Sync),
 }
 
 macro_rules! map {
     ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
      |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
-        impl<E: Element, F: Fn(usize) -> Coefficients<$k> + Sync> Map<E, $i, $j, $k, $o> for $op<F> {
-            const WIDE: bool = true;
+        impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_> {
             const CHECKED: bool = $k > 1;
 
             #[inline(always)]
@@ -69,7 +68,7 @@ macro_rules! map {
                 $before
             }
             #[inline(always)]
-            fn formula<V: Vector>(&self, $v: [V; $j], $c: [V; $k]) -> V {
+            fn formula<R: Real>(&self, $v: [R; $j], $c: [R; $k]) -> R {
                 $formula
             }
             #[inline(always)]

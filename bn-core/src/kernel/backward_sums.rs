@@ -16,25 +16,26 @@
 //! 4. Sums as in [`super::moments`]: 16, 16, then f64; a block whose products overflow or underflow
 //!    is done again in f64.
 
-use super::{Join, Reduction};
+use super::{Count, Join, Reduction};
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::{Real, Scalar, Vector};
 
 /// Σ e and Σ e·(x − μ), relative to the pivot.
 #[derive(Clone, Copy)]
-pub(crate) struct GradientSums<F> {
+pub(crate) struct GradientSums<'a> {
     pub(crate) activation: Activation,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,
     /// μ of a channel.
-    pub(crate) centre: F,
+    pub(crate) centre: &'a (dyn Fn(usize) -> f64 + Sync),
 }
 
 macro_rules! reduction {
-    ($i:literal, $n:literal, |$self:ident, $token:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
-        impl<E: Element, F: Fn(usize) -> f64 + Sync> Reduction<E, $i, 2, 2, $n> for GradientSums<F> {
+    ($i:literal, $n:literal, |$self:ident, $token:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr,
+     |$a:ident, $b:ident| $join:expr) => {
+        impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_> {
             const PIVOT_PER_BLOCK: bool = false;
             const PIVOT_OF: usize = 1;
             const PASSES: usize = 1;
@@ -48,7 +49,7 @@ macro_rules! reduction {
                 $values
             }
             #[inline(always)]
-            fn addends<V: Vector>(&self, [x, dy]: [V; 2], [k, mu]: [V; 2]) -> [V; $n] {
+            fn addends<R: Real>(&self, [x, dy]: [R; 2], [k, mu]: [R; 2]) -> [R; $n] {
                 let ($e, $d) = (dy - k, x - mu);
                 $addends
             }
@@ -57,8 +58,14 @@ macro_rules! reduction {
                 E::Compute::from_f64((self.centre)(channel))
             }
             #[inline(always)]
-            fn settle(_: [f64; 2], sums: [f64; $n], n: f64, _: f64) -> ([f64; $n], bool) {
-                let good = sums[1].abs() >= n * E::Compute::TINY && sums.iter().all(|s| s.is_finite());
+            fn settle<R: Real>(_: [R; 2], sums: [R; $n], count: Count<R>) -> ([R; $n], R::Mask) {
+                // NaN fails each of them.
+                let mut good = count.tiny.le(sums[1].abs());
+                let mut i = 0;
+                while i < $n {
+                    good = R::both(good, sums[i].abs().le(count.max));
+                    i += 1;
+                }
                 (sums, good)
             }
             #[inline(always)]
@@ -70,15 +77,26 @@ macro_rules! reduction {
                 sums
             }
             #[inline(always)]
-            fn join(a: [f64; $n], b: [f64; $n], _: Join) -> [f64; $n] {
-                core::array::from_fn(|i| a[i] + b[i])
+            fn join<R: Real>($a: [R; $n], $b: [R; $n], _: Join<R>) -> [R; $n] {
+                $join
             }
         }
     };
 }
 
-// Inputs x, dy; x, dy, y with an activation. Sums e, e·d; with a third, d.
-reduction!(2, 2, |self, _token, x| x, |e, d| [e, e * d]);
-reduction!(2, 3, |self, _token, x| x, |e, d| [e, e * d, d]);
-reduction!(3, 2, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |e, d| [e, e * d]);
-reduction!(3, 3, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |e, d| [e, e * d, d]);
+macro_rules! reductions {
+    ($i:literal, |$self:ident, $token:ident, $x:ident| $values:expr) => {
+        // Σ e, Σ e·d.
+        reduction!($i, 2, |$self, $token, $x| $values, |e, d| [e, e * d], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        // And Σ d.
+        reduction!($i, 3, |$self, $token, $x| $values, |e, d| [e, e * d, d], |a, b| [
+            a[0] + b[0],
+            a[1] + b[1],
+            a[2] + b[2]
+        ]);
+    };
+}
+
+// Inputs x, dy; with an activation x, dy, y.
+reductions!(2, |self, _token, x| x);
+reductions!(3, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])]);

@@ -3,7 +3,11 @@
 //!
 //! Two shapes of kernel cover batch normalization: a [`Reduction`] (moments, backward sums) turns
 //! each channel into a few f64 sums; a [`Map`] (normalize, backward apply) turns each element into
-//! another, with a few constants per channel.
+//! another, with a few constants per channel. Both say their arithmetic once, generic over
+//! [`Real`]: vectors of f32 in the fast path, f64 one by one where that would not be right.
+//!
+//! Nothing here takes or returns a closure over vectors, nor do the walkers: a closure is compiled
+//! without the `#[target_feature]` of the shell it ends up in, and ran 20 times slower.
 
 pub(crate) mod backward_apply;
 pub(crate) mod backward_sums;
@@ -11,22 +15,52 @@ pub(crate) mod moments;
 pub(crate) mod normalize;
 
 use crate::element::Element;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::{Real, Scalar, Vector};
 
 /// The weights with which a part of `nb` elements joins `na` earlier ones.
 #[derive(Clone, Copy)]
-pub(crate) struct Join {
+pub(crate) struct Join<R> {
     /// nb / (na + nb)
-    pub(crate) share: f64,
+    pub(crate) share: R,
     /// na · nb / (na + nb)
-    pub(crate) weight: f64,
+    pub(crate) weight: R,
 }
 
-impl Join {
+impl Join<f64> {
     #[inline(always)]
     pub(crate) fn new(na: u64, nb: u64) -> Self {
         let share = nb as f64 / (na + nb) as f64;
         Join { share, weight: na as f64 * share }
+    }
+
+    /// In every lane.
+    #[inline(always)]
+    pub(crate) fn splat<V: Vector<Scalar = f64>>(self, token: V::Token) -> Join<V> {
+        Join { share: V::splat(token, self.share), weight: V::splat(token, self.weight) }
+    }
+}
+
+/// The number n of elements that sums are over, and what follows from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Count<R> {
+    /// 1/n
+    pub(crate) per_n: R,
+    /// Sums of squares below this may have lost digits to underflow.
+    pub(crate) tiny: R,
+    /// The largest finite number.
+    pub(crate) max: R,
+}
+
+impl Count<f64> {
+    #[inline(always)]
+    pub(crate) fn new<S: Scalar>(n: u64) -> Self {
+        Count { per_n: 1.0 / n as f64, tiny: n as f64 * S::TINY, max: f64::MAX }
+    }
+
+    /// In every lane.
+    #[inline(always)]
+    pub(crate) fn splat<V: Vector<Scalar = f64>>(self, token: V::Token) -> Count<V> {
+        Count { per_n: V::splat(token, self.per_n), tiny: V::splat(token, self.tiny), max: V::splat(token, self.max) }
     }
 }
 
@@ -45,20 +79,20 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
 
     /// Whether there is a pivot at all; else it is 0.
     fn pivots(&self) -> bool;
-    /// From what is stored to what is summed: activation masks. Rounds like any element.
+    /// From what is stored to what is summed: activation masks, in the element's arithmetic.
     fn values<V: Vector>(&self, token: V::Token, x: [V; I]) -> [V; J];
     /// What one element adds to each sum.
-    fn addends<V: Vector>(&self, v: [V; J], k: [V; K]) -> [V; N];
+    fn addends<R: Real>(&self, v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
-    /// From sums over `n` elements to the result of a block, and whether it can be trusted.
-    fn settle(k: [f64; K], sums: [f64; N], n: f64, per_n: f64) -> ([f64; N], bool);
+    /// From sums over a block to its result, and whether it can be trusted.
+    fn settle<R: Real>(k: [R; K], sums: [R; N], count: Count<R>) -> ([R; N], R::Mask);
     /// Better constants for the next pass in f64.
     fn recentre(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; K];
     /// The result from sums that were made in f64.
     fn settle_wide(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; N];
     /// Joins the results of two parts.
-    fn join(a: [f64; N], b: [f64; N], join: Join) -> [f64; N];
+    fn join<R: Real>(a: [R; N], b: [R; N], join: Join<R>) -> [R; N];
 }
 
 /// The constants of one channel for a [`Map`].
@@ -75,8 +109,6 @@ pub(crate) struct Coefficients<const K: usize> {
 /// Elementwise: `I` inputs, `J` of them (after activation masks) in the formula, `K` constants per
 /// channel, `O` outputs.
 pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize, const O: usize>: Sync {
-    /// Whether channels may need f64 arithmetic.
-    const WIDE: bool;
     /// Whether results that are not finite are calculated again in f64.
     const CHECKED: bool;
 
@@ -85,7 +117,7 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
     /// From what is stored to what the formula takes.
     fn before<V: Vector>(&self, token: V::Token, x: [V; I]) -> [V; J];
     /// The formula; in f64 for channels whose constants or results leave the range of f32.
-    fn formula<V: Vector>(&self, v: [V; J], k: [V; K]) -> V;
+    fn formula<R: Real>(&self, v: [R; J], k: [R; K]) -> R;
     /// From the formula's result to what is stored.
     fn after<V: Vector>(&self, token: V::Token, x: [V; I], v: [V; J], result: V) -> [V; O];
 }

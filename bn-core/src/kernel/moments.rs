@@ -17,9 +17,9 @@
 //! 4. Blocks join in f64 by the formula of Chan, Golub & LeVeque, "Updating formulae and a pairwise
 //!    algorithm for computing sample variances" (1979): no division per element, none per channel.
 
-use super::{Join, Reduction};
+use super::{Count, Join, Reduction};
 use crate::element::Element;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::{Real, Scalar, Vector};
 
 /// The statistics of one input.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         x
     }
     #[inline(always)]
-    fn addends<V: Vector>(&self, [x]: [V; 1], [k]: [V; 1]) -> [V; 2] {
+    fn addends<R: Real>(&self, [x]: [R; 1], [k]: [R; 1]) -> [R; 2] {
         let d = x - k;
         [d, d * d]
     }
@@ -48,11 +48,13 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         E::Compute::ZERO
     }
     #[inline(always)]
-    fn settle([k]: [f64; 1], [s, q]: [f64; 2], n: f64, per_n: f64) -> ([f64; 2], bool) {
-        let shift = s * per_n;
+    fn settle<R: Real>([k]: [R; 1], [s, q]: [R; 2], count: Count<R>) -> ([R; 2], R::Mask) {
+        let shift = s * count.per_n;
         let m2 = q - s * shift;
-        let good = 2.0 * m2 >= q && q >= n * E::Compute::TINY && q <= f64::MAX;
-        ([k + shift, m2], good)
+        // NaN fails each of them.
+        let digits = q.le(m2 + m2);
+        let range = R::both(count.tiny.le(q), q.le(count.max));
+        ([k + shift, m2], R::both(digits, range))
     }
     #[inline(always)]
     fn recentre([k]: [f64; 1], [s, _]: [f64; 2], per_n: f64) -> [f64; 1] {
@@ -66,7 +68,7 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         [k + s * per_n, if m2 < 0.0 { 0.0 } else { m2 }]
     }
     #[inline(always)]
-    fn join(a: [f64; 2], b: [f64; 2], join: Join) -> [f64; 2] {
+    fn join<R: Real>(a: [R; 2], b: [R; 2], join: Join<R>) -> [R; 2] {
         let delta = b[0] - a[0];
         [a[0] + delta * join.share, a[1] + (b[1] + delta * delta * join.weight)]
     }

@@ -15,7 +15,7 @@
 use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::{Real, Scalar, Vector};
 
 /// Mean, scale and shift of a channel in f64, and whether f32 arithmetic is safe there.
 ///
@@ -43,16 +43,15 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
 
 /// The elementwise part of the forward pass.
 #[derive(Clone, Copy)]
-pub(crate) struct Normalize<F> {
+pub(crate) struct Normalize<'a> {
     pub(crate) activation: Activation,
     /// The constants of a channel.
-    pub(crate) coefficients: F,
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<3> + Sync),
 }
 
 macro_rules! map {
     ($i:literal, |$self:ident, $token:ident, $x:ident, $z:ident| $after:expr) => {
-        impl<E: Element, F: Fn(usize) -> Coefficients<3> + Sync> Map<E, $i, 1, 3, 1> for Normalize<F> {
-            const WIDE: bool = true;
+        impl<E: Element> Map<E, $i, 1, 3, 1> for Normalize<'_> {
             const CHECKED: bool = false;
 
             #[inline(always)]
@@ -64,7 +63,7 @@ macro_rules! map {
                 [x[0]]
             }
             #[inline(always)]
-            fn formula<V: Vector>(&self, [x]: [V; 1], [mean, scale, shift]: [V; 3]) -> V {
+            fn formula<R: Real>(&self, [x]: [R; 1], [mean, scale, shift]: [R; 3]) -> R {
                 (x - mean) * scale + shift
             }
             #[inline(always)]

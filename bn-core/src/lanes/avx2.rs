@@ -1,7 +1,7 @@
 //! Lanes on AVX2: each virtual vector is two registers. FMA is left unused on purpose (it would
 //! change bits); F16C is part of this level.
 
-use super::{Lanes, Vector, WINDOW32, WINDOW64};
+use super::{Lanes, Real, Vector, WINDOW32, WINDOW64};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -50,12 +50,41 @@ operator!(F64, Add, add, _mm256_add_pd);
 operator!(F64, Sub, sub, _mm256_sub_pd);
 operator!(F64, Mul, mul, _mm256_mul_pd);
 
+macro_rules! real {
+    ($t:ident, $reg:ident, $cmp:ident, $and:ident, $andnot:ident, $set1:ident) => {
+        impl Real for $t {
+            type Mask = ($reg, $reg);
+            #[inline(always)]
+            fn lt(self, o: Self) -> Self::Mask {
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { ($cmp::<_CMP_LT_OQ>(self.0, o.0), $cmp::<_CMP_LT_OQ>(self.1, o.1)) }
+            }
+            #[inline(always)]
+            fn le(self, o: Self) -> Self::Mask {
+                // SAFETY: as above.
+                unsafe { ($cmp::<_CMP_LE_OQ>(self.0, o.0), $cmp::<_CMP_LE_OQ>(self.1, o.1)) }
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                // SAFETY: as above.
+                unsafe { Self($andnot($set1(-0.0), self.0), $andnot($set1(-0.0), self.1)) }
+            }
+            #[inline(always)]
+            fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+                // SAFETY: a mask comes from a vector.
+                unsafe { ($and(a.0, b.0), $and(a.1, b.1)) }
+            }
+        }
+    };
+}
+real!(F32, __m256, _mm256_cmp_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_set1_ps);
+real!(F64, __m256d, _mm256_cmp_pd, _mm256_and_pd, _mm256_andnot_pd, _mm256_set1_pd);
+
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $and:ident,
      $andnot:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Token = Avx2;
-        type Mask = ($reg, $reg);
         type Wide = F64;
 
         #[inline(always)]
@@ -87,17 +116,11 @@ macro_rules! vector {
             }
         }
         #[inline(always)]
-        fn lt(self, o: Self) -> Self::Mask {
-            // SAFETY: AVX2 as above.
-            unsafe { ($cmp::<_CMP_LT_OQ>(self.0, o.0), $cmp::<_CMP_LT_OQ>(self.1, o.1)) }
-        }
-        #[inline(always)]
         fn finite(self) -> Self::Mask {
             // SAFETY: AVX2 as above.
-            unsafe {
-                let (sign, inf) = ($set1(-0.0), $set1(<$scalar>::INFINITY));
-                ($cmp::<_CMP_LT_OQ>($andnot(sign, self.0), inf), $cmp::<_CMP_LT_OQ>($andnot(sign, self.1), inf))
-            }
+            // SAFETY: AVX2 as above.
+            let inf = unsafe { $set1(<$scalar>::INFINITY) };
+            self.abs().lt(Self(inf, inf))
         }
         #[inline(always)]
         fn all(m: Self::Mask) -> bool {
@@ -132,18 +155,10 @@ impl Vector for F32 {
     fn widen(self) -> [F64; 2] {
         // SAFETY: a vector of this type exists only where a token does.
         unsafe {
-            let half = |v: __m256| {
-                F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)))
-            };
-            [half(self.0), half(self.1)]
-        }
-    }
-    #[inline(always)]
-    fn narrow(w: [F64; 2]) -> Self {
-        // SAFETY: as above.
-        unsafe {
-            let half = |v: F64| _mm256_set_m128(_mm256_cvtpd_ps(v.1), _mm256_cvtpd_ps(v.0));
-            Self(half(w[0]), half(w[1]))
+            // No closure: one would not be compiled for AVX2.
+            let (a, b) = (_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let (c, d) = (_mm256_castps256_ps128(self.1), _mm256_extractf128_ps::<1>(self.1));
+            [F64(_mm256_cvtps_pd(a), _mm256_cvtps_pd(b)), F64(_mm256_cvtps_pd(c), _mm256_cvtps_pd(d))]
         }
     }
 }
@@ -167,9 +182,5 @@ impl Vector for F64 {
     #[inline(always)]
     fn widen(self) -> [F64; 2] {
         [self, self]
-    }
-    #[inline(always)]
-    fn narrow(w: [F64; 2]) -> Self {
-        w[0]
     }
 }

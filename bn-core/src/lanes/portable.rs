@@ -1,7 +1,7 @@
 //! Lanes on the vectors of `wide`: SSE2, NEON, simd128 or plain arrays, whatever the target has at
 //! compile time. This is the ISA of every target, and the reference for the others' bits.
 
-use super::{Lanes, Vector, WINDOW32, WINDOW64};
+use super::{Lanes, Real, Vector, WINDOW32, WINDOW64};
 use core::ops::{Add, Mul, Sub};
 use wide::{f32x16, f64x8};
 
@@ -21,7 +21,26 @@ impl Lanes for Portable {
 }
 
 macro_rules! operators {
-    ($t:ident) => {
+    ($t:ident, $inner:ident) => {
+        impl Real for $t {
+            type Mask = $inner;
+            #[inline(always)]
+            fn lt(self, other: Self) -> $inner {
+                self.0.simd_lt(other.0)
+            }
+            #[inline(always)]
+            fn le(self, other: Self) -> $inner {
+                self.0.simd_le(other.0)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                Self(self.0.abs())
+            }
+            #[inline(always)]
+            fn both(a: $inner, b: $inner) -> $inner {
+                a & b
+            }
+        }
         impl Add for $t {
             type Output = Self;
             #[inline(always)]
@@ -45,14 +64,13 @@ macro_rules! operators {
         }
     };
 }
-operators!(F32);
-operators!(F64);
+operators!(F32, f32x16);
+operators!(F64, f64x8);
 
 macro_rules! vector {
     ($name:ident, $inner:ident, $scalar:ty, $lanes:literal, $window:ident) => {
         type Scalar = $scalar;
         type Token = Portable;
-        type Mask = $inner;
         type Wide = F64;
 
         #[inline(always)]
@@ -79,13 +97,8 @@ macro_rules! vector {
             Self(self.0 & mask)
         }
         #[inline(always)]
-        fn lt(self, other: Self) -> $inner {
-            self.0.simd_lt(other.0)
-        }
-        #[inline(always)]
         fn finite(self) -> $inner {
-            // |v| ≤ MAX: an ordered comparison, so false for NaN, and the same on every target.
-            self.0.abs().simd_lt($inner::splat(<$scalar>::INFINITY))
+            self.abs().lt(Self($inner::splat(<$scalar>::INFINITY)))
         }
         #[inline(always)]
         fn all(mask: $inner) -> bool {
@@ -127,28 +140,6 @@ impl Vector for F32 {
             ])),
         ]
     }
-    #[inline(always)]
-    fn narrow(wide: [F64; 2]) -> Self {
-        let (a, b) = (wide[0].0.to_array(), wide[1].0.to_array());
-        Self(f32x16::new([
-            a[0] as f32,
-            a[1] as f32,
-            a[2] as f32,
-            a[3] as f32,
-            a[4] as f32,
-            a[5] as f32,
-            a[6] as f32,
-            a[7] as f32,
-            b[0] as f32,
-            b[1] as f32,
-            b[2] as f32,
-            b[3] as f32,
-            b[4] as f32,
-            b[5] as f32,
-            b[6] as f32,
-            b[7] as f32,
-        ]))
-    }
 }
 
 impl Vector for F64 {
@@ -157,9 +148,5 @@ impl Vector for F64 {
     #[inline(always)]
     fn widen(self) -> [F64; 2] {
         [self, self]
-    }
-    #[inline(always)]
-    fn narrow(wide: [F64; 2]) -> Self {
-        wide[0]
     }
 }

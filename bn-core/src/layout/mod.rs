@@ -5,9 +5,11 @@ pub(crate) mod nchw;
 pub(crate) mod nhwc;
 
 use crate::element::{Element, sealed::Storage};
-use crate::kernel::Reduction;
-use crate::lanes::{Lanes, Scalar, Vector};
-use grid::SAMPLES;
+use crate::kernel::{Map, Reduction};
+use crate::lanes::{Lanes, Scalar, Vector, portable::Portable};
+
+type Compute<E> = <E as Storage>::Compute;
+type Vec<E, L> = <E as Storage>::Vec<L>;
 
 /// The order of a tensor's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +63,26 @@ impl<E: Element> Place<E> {
         debug_assert!(self.rows == 0);
         self.ptr.wrapping_add(row * self.inner)
     }
+
+    /// The same plane of each input, from a position on.
+    #[inline(always)]
+    fn planes_of<const I: usize>(all: &[Self; I], image: usize, channel: usize, position: usize) -> [*const E; I] {
+        let mut p = [core::ptr::null(); I];
+        for i in 0..I {
+            p[i] = all[i].plane(image, channel).wrapping_add(position).cast_const();
+        }
+        p
+    }
+
+    /// The same row of each input, from an element on.
+    #[inline(always)]
+    fn rows_of<const I: usize>(all: &[Self; I], row: usize, start: usize) -> [*const E; I] {
+        let mut p = [core::ptr::null(); I];
+        for i in 0..I {
+            p[i] = all[i].row(row).wrapping_add(start).cast_const();
+        }
+        p
+    }
 }
 
 /// Hands out typed pieces of a workspace.
@@ -101,47 +123,171 @@ pub(crate) struct Channels {
     pub(crate) end: usize,
 }
 
-/// The pivot: the mean of [`SAMPLES`] values of a channel, in the element's arithmetic, as the first
-/// of them plus the mean distance from it. That keeps all digits at any mean, gives a constant
-/// exactly, and costs no f64 where that is done in software. 0 where it overflows.
+/// Reads one vector of each input.
+///
+/// # Safety
+/// Each pointer is valid for reading a vector from `offset` on.
 #[inline(always)]
-fn mean_of_samples<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+unsafe fn load_all<L: Lanes, E: Element, const I: usize>(
     lanes: L,
+    from: &[*const E; I],
+    offset: usize,
+) -> [Vec<E, L>; I] {
+    let mut x = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); I];
+    let mut i = 0;
+    while i < I {
+        // SAFETY: by the caller.
+        x[i] = unsafe { E::load(lanes, from[i].add(offset)) };
+        i += 1;
+    }
+    x
+}
+
+/// Writes one vector of each output.
+///
+/// # Safety
+/// Each pointer is valid for writing a vector from `offset` on.
+#[inline(always)]
+unsafe fn store_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to: &[*mut E; O], offset: usize) {
+    let mut i = 0;
+    while i < O {
+        // SAFETY: by the caller.
+        unsafe { E::store(y[i], to[i].add(offset)) };
+        i += 1;
+    }
+}
+
+/// One vector of each constant.
+#[inline(always)]
+fn splat_all<V: Vector, const K: usize>(token: V::Token, k: &[V::Scalar; K]) -> [V; K] {
+    let mut v = [V::splat(token, V::Scalar::ZERO); K];
+    let mut i = 0;
+    while i < K {
+        v[i] = V::splat(token, k[i]);
+        i += 1;
+    }
+    v
+}
+
+/// The largest `Scalar::LANES`.
+const MOST_LANES: usize = 16;
+
+/// Adds a vector of elements to sums in f64, lane by lane from lane `first` up: the slow path of
+/// reductions. It is the same code on every ISA, written for size.
+///
+/// # Safety
+/// The pointers are valid for reading a vector.
+#[inline(always)]
+unsafe fn add_in_f64<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
-    read: impl Fn(usize) -> [E; I],
-) -> E::Compute
-where
-    L: Lanes,
+    from: &[*const E; I],
+    first: usize,
+    k: &[[f64; MOST_LANES]; K],
+    sums: &mut [[f64; MOST_LANES]; N],
+) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes_of = E::Compute::LANES;
-    let mut samples = [[E::Compute::ZERO; SAMPLES]; I];
-    for i in 0..SAMPLES {
-        for (s, x) in samples.iter_mut().zip(read(i)) {
-            s[i] = x.get();
+    // SAFETY: by the caller.
+    let v = store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, from, 0) }));
+    for lane in first..Compute::<E>::LANES {
+        let (mut x, mut kl) = ([0.0; J], [0.0; K]);
+        for j in 0..J {
+            x[j] = v[j][lane].to_f64();
+        }
+        for i in 0..K {
+            kl[i] = k[i][lane];
+        }
+        let a = op.addends(x, kl);
+        for n in 0..N {
+            sums[n][lane] += a[n];
         }
     }
-    let mut v = [E::Compute::ZERO; SAMPLES];
-    for i in 0..SAMPLES / lanes_of {
-        // SAFETY: both arrays have SAMPLES elements, a whole number of vectors.
-        unsafe {
-            let x =
-                core::array::from_fn(|j| <E as Storage>::Vec::<L>::load(lanes, samples[j].as_ptr().add(i * lanes_of)));
-            op.values(lanes, x)[R::PIVOT_OF].store(v.as_mut_ptr().add(i * lanes_of));
-        }
+}
+
+/// The lanes of some vectors.
+#[inline(always)]
+fn store_lanes<L: Lanes, E: Element, const J: usize>(v: [Vec<E, L>; J]) -> [[Compute<E>; MOST_LANES]; J] {
+    let mut out = [[Compute::<E>::ZERO; MOST_LANES]; J];
+    let mut j = 0;
+    while j < J {
+        // SAFETY: each array has room for every vector.
+        unsafe { v[j].store(out[j].as_mut_ptr()) };
+        j += 1;
     }
-    let base = v[0];
-    for v in &mut v {
-        *v = *v - base;
-    }
-    let mut half = SAMPLES / 2;
+    out
+}
+
+/// The sum of all lanes, by one fixed tree.
+#[inline(always)]
+fn tree(mut v: [f64; MOST_LANES]) -> f64 {
+    let mut half = MOST_LANES / 2;
     while half > 0 {
         for i in 0..half {
-            v[i] = v[i] + v[i + half];
+            v[i] += v[i + half];
         }
         half /= 2;
     }
-    let k = base + v[0] * E::Compute::PER_SAMPLE;
-    if k.to_f64().is_finite() { k } else { E::Compute::ZERO }
+    v[0]
+}
+
+/// Where the f64 constants of the lanes of a vector are: constant `i` of lane `l` at
+/// `at[i·next + l·step]`.
+#[derive(Clone, Copy)]
+struct WideConstants {
+    at: *const f64,
+    next: usize,
+    step: usize,
+}
+
+/// The formula of a map in f64.
+///
+/// # Safety
+/// The constants are valid for reading.
+#[inline(always)]
+unsafe fn map_in_f64<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    lanes: L,
+    op: &M,
+    v: [Vec<E, L>; J],
+    k: WideConstants,
+) -> Vec<E, L>
+where
+    L: Lanes,
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let mut v = store_lanes::<L, E, J>(v);
+    // SAFETY: by the caller; the array has room for every vector.
+    unsafe {
+        map_lanes::<E, M, I, J, K, O>(op, &mut v, k);
+        Vec::<E, L>::load(lanes, v[0].as_ptr())
+    }
+}
+
+/// The formula in f64, lane by lane, into the first of its values: the slow path of maps, the same
+/// code on every ISA.
+///
+/// # Safety
+/// As [`map_in_f64`].
+#[cold]
+#[inline(never)]
+unsafe fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    op: &M,
+    v: &mut [[Compute<E>; MOST_LANES]; J],
+    k: WideConstants,
+) where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    for lane in 0..Compute::<E>::LANES {
+        let (mut x, mut kl) = ([0.0; J], [0.0; K]);
+        for j in 0..J {
+            x[j] = v[j][lane].to_f64();
+        }
+        for i in 0..K {
+            // SAFETY: by the caller.
+            kl[i] = unsafe { *k.at.add(i * k.next + lane * k.step) };
+        }
+        v[0][lane] = Scalar::from_f64(op.formula(x, kl));
+    }
 }

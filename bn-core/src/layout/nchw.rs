@@ -3,14 +3,14 @@
 //! Sums visit the tensor in memory order, four images a quarter of the batch apart in lockstep;
 //! elements are mapped image by image.
 
-use super::grid::{CHAIN, Piece, Planes, part, sample_anywhere};
-use super::{Carve, Channels, Place, words_for};
+use super::grid::{CHAIN, Piece, Planes, SAMPLES, part, sample_anywhere};
+use super::{
+    Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
+    store_all, tree, words_for,
+};
 use crate::element::Element;
-use crate::kernel::{Coefficients, Join, Map, Reduction};
+use crate::kernel::{Coefficients, Count, Join, Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
-
-type Compute<E> = <E as crate::element::sealed::Storage>::Compute;
-type Vec<E, L> = <E as crate::element::sealed::Storage>::Vec<L>;
 
 /// Workspace of [`reduce`] for one channel.
 pub(crate) const fn reduce_words<E: Element, const K: usize, const N: usize>() -> usize {
@@ -83,7 +83,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 for p in p0..p1 {
                     let piece = geo.piece(p, lanes_of);
                     let start = piece.first * lanes_of;
-                    let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
+                    let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
+                    let mut acc = zero;
                     if v == v0 {
                         if R::PIVOT_PER_BLOCK {
                             let at = |i| (geo.visits.sample(i, v0, v1), start + sample_anywhere(i, piece.elements));
@@ -91,48 +92,55 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                             constants[0] = unsafe { pivot(lanes, op, from, channel, at) };
                         }
                     } else {
-                        for (n, a) in acc.iter_mut().enumerate() {
+                        for n in 0..N {
                             // SAFETY: N vectors per channel were carved; the block's first visit
                             // has written them.
-                            *a = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
+                            acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
                         }
                     }
-                    let k = constants.map(|k| Vec::<E, L>::splat(lanes, k));
+                    let k = splat_all::<Vec<E, L>, K>(lanes, constants);
                     // SAFETY: the visit's images and the piece are inside the geometry.
                     unsafe {
-                        let base = |t: usize| from.map(|f| f.plane(visit.item(t), channel).cast_const());
                         if geo.spanning {
-                            let mut chain = acc.map(|_| Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
+                            let mut chain = zero;
                             for t in 0..visit.count {
-                                sum(lanes, op, geo, base(t), 0, geo.vectors, k, &mut chain);
+                                let at = Place::planes_of(from, visit.item(t), channel, 0);
+                                sum(lanes, op, geo, &at, 0, geo.vectors, &k, &mut chain);
                             }
                             acc = add(acc, chain);
                         } else {
                             let runs = piece.vectors.div_ceil(CHAIN);
                             for run in 0..runs {
-                                let from = piece.first + part(piece.vectors, runs, run);
-                                let to = piece.first + part(piece.vectors, runs, run + 1);
+                                let first = piece.first + part(piece.vectors, runs, run);
+                                let end = piece.first + part(piece.vectors, runs, run + 1);
                                 for t in 0..visit.count {
-                                    let mut chain = acc.map(|_| Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
-                                    sum(lanes, op, geo, base(t), from, to, k, &mut chain);
+                                    let mut chain = zero;
+                                    let at = Place::planes_of(from, visit.item(t), channel, 0);
+                                    sum(lanes, op, geo, &at, first, end, &k, &mut chain);
                                     acc = add(acc, chain);
                                 }
                             }
                         }
                     }
                     if v + 1 < v1 {
-                        for (n, a) in acc.iter().enumerate() {
+                        for n in 0..N {
                             // SAFETY: as for the load above.
-                            unsafe { a.store(sums.add(n * lanes_of)) };
+                            unsafe { acc[n].store(sums.add(n * lanes_of)) };
                         }
                     } else {
                         let n = (items * piece.elements) as u64;
-                        let per_n = 1.0 / n as f64;
-                        let k = constants.map(Scalar::to_f64);
-                        let (mut r, good) = R::settle(k, acc.map(|a| a.sum_f64()), n as f64, per_n);
+                        let count = Count::new::<Compute<E>>(n);
+                        let (mut k, mut total) = ([0.0; K], [0.0; N]);
+                        for i in 0..K {
+                            k[i] = constants[i].to_f64();
+                        }
+                        for n in 0..N {
+                            total[n] = acc[n].sum_f64();
+                        }
+                        let (mut r, good) = R::settle(k, total, count);
                         if !good {
                             // SAFETY: the block is inside the geometry.
-                            r = unsafe { again(lanes, op, geo, from, channel, (v0, v1), piece, k, per_n) };
+                            r = unsafe { again(op, geo, from, channel, (v0, v1), piece, k, count.per_n) };
                         }
                         *result = if done == 0 { r } else { R::join(*result, r, Join::new(done, n)) };
                         done += n;
@@ -146,14 +154,16 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     for c in 0..width {
         // SAFETY: c < width, the length of both.
         let (result, k) = unsafe { (*results.add(c), *constants.add(c)) };
-        emit(channels.first + c, result, k.map(Scalar::to_f64));
+        emit(channels.first + c, result, k.map(|k| k.to_f64()));
     }
 }
 
 #[inline(always)]
 fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
-    for (a, b) in a.iter_mut().zip(b) {
-        *a = *a + b;
+    let mut n = 0;
+    while n < N {
+        a[n] = a[n] + b[n];
+        n += 1;
     }
     a
 }
@@ -170,10 +180,10 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
     lanes: L,
     op: &R,
     geo: &Planes,
-    at: [*const E; I],
+    at: &[*const E; I],
     first: usize,
     end: usize,
-    k: [Vec<E, L>; K],
+    k: &[Vec<E, L>; K],
     acc: &mut [Vec<E, L>; N],
 ) where
     L: Lanes,
@@ -184,19 +194,27 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
     let whole = end.min(geo.positions / lanes_of);
     for v in first..whole {
         // SAFETY: vector v lies in the plane.
-        let x = at.map(|p| unsafe { E::load(lanes, p.add(v * lanes_of)) });
-        *acc = add(*acc, op.addends(op.values(lanes, x), k));
+        let x = unsafe { load_all(lanes, at, v * lanes_of) };
+        *acc = add(*acc, op.addends(op.values(lanes, x), *k));
     }
     if whole < end {
         let start = geo.positions - lanes_of;
         // SAFETY: the plane has at least one vector, and this is its last.
-        let x = at.map(|p| unsafe { E::load(lanes, p.add(start)) });
-        let a = op.addends(op.values(lanes, x), k);
-        *acc = add(*acc, a.map(|a| a.clear_below(whole * lanes_of - start)));
+        let x = unsafe { load_all(lanes, at, start) };
+        let mut a = op.addends(op.values(lanes, x), *k);
+        let mut n = 0;
+        while n < N {
+            a[n] = a[n].clear_below(whole * lanes_of - start);
+            n += 1;
+        }
+        *acc = add(*acc, a);
     }
 }
 
-/// The pivot of a channel, from samples at places (image, position).
+/// The pivot: the mean of [`SAMPLES`] values of a channel, at places (image, position), in the
+/// element's arithmetic, as the first of them plus the mean distance from it. That keeps all digits
+/// at any mean, gives a constant exactly, and costs no f64 where that is done in software. 0 where
+/// it overflows.
 ///
 /// # Safety
 /// `at` gives places inside the geometry.
@@ -213,20 +231,48 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    super::mean_of_samples(lanes, op, |i| {
+    let mut samples = [[E::zeroed(); SAMPLES]; I];
+    for i in 0..SAMPLES {
         let (image, position) = at(i);
-        // SAFETY: by the caller.
-        from.map(|f| unsafe { *f.plane(image, channel).wrapping_add(position) })
-    })
+        let p = Place::planes_of(from, image, channel, position);
+        for j in 0..I {
+            // SAFETY: by the caller.
+            samples[j][i] = unsafe { *p[j] };
+        }
+    }
+    let mut from = [core::ptr::null(); I];
+    for j in 0..I {
+        from[j] = samples[j].as_ptr();
+    }
+    let mut v = [Compute::<E>::ZERO; SAMPLES];
+    let mut i = 0;
+    while i < SAMPLES {
+        // SAFETY: the arrays have SAMPLES elements, a whole number of vectors.
+        unsafe { op.values(lanes, load_all(lanes, &from, i))[R::PIVOT_OF].store(v.as_mut_ptr().add(i)) };
+        i += Compute::<E>::LANES;
+    }
+    let base = v[0];
+    for v in &mut v {
+        *v = *v - base;
+    }
+    let mut half = SAMPLES / 2;
+    while half > 0 {
+        for i in 0..half {
+            v[i] = v[i] + v[i + half];
+        }
+        half /= 2;
+    }
+    let k = base + v[0] * Compute::<E>::PER_SAMPLE;
+    if k.to_f64().is_finite() { k } else { Compute::<E>::ZERO }
 }
 
 /// A block again, in f64.
 ///
 /// # Safety
 /// The visits and the piece are inside the geometry.
-#[inline(always)]
-unsafe fn again<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
+#[cold]
+#[inline(never)]
+unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Planes,
     from: &[Place<E>; I],
@@ -237,38 +283,30 @@ unsafe fn again<L, E, R, const I: usize, const J: usize, const K: usize, const N
     per_n: f64,
 ) -> [f64; N]
 where
-    L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let mut sums = [0.0; N];
+    let mut total = [0.0; N];
     for pass in 0..R::PASSES {
-        let kw = k.map(|k| L::F64::splat(lanes, k));
-        let mut acc = [L::F64::splat(lanes, 0.0); N];
+        let (kl, mut sums) = (k.map(|k| [k; MOST_LANES]), [[0.0; MOST_LANES]; N]);
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for t in 0..visit.count {
-                let at = from.map(|f| f.plane(visit.item(t), channel).cast_const());
                 for vec in piece.first..piece.first + piece.vectors {
                     let start = (vec * lanes_of).min(geo.positions - lanes_of);
-                    let counted = vec * lanes_of - start;
+                    let at = Place::planes_of(from, visit.item(t), channel, start);
                     // SAFETY: the vector lies in the plane.
-                    let x = at.map(|p| unsafe { E::load(lanes, p.add(start)) });
-                    let w = op.values(lanes, x).map(|v| v.widen());
-                    for half in 0..<Vec<E, L> as Vector>::WIDES {
-                        let a = op.addends(w.map(|w| w[half]), kw);
-                        acc = add(acc, a.map(|a| a.clear_below(counted.saturating_sub(8 * half).min(8))));
-                    }
+                    unsafe { add_in_f64(op, &at, vec * lanes_of - start, &kl, &mut sums) };
                 }
             }
         }
-        sums = acc.map(|a| a.sum_f64());
+        total = sums.map(tree);
         if pass + 1 < R::PASSES {
-            k = R::recentre(k, sums, per_n);
+            k = R::recentre(k, total, per_n);
         }
     }
-    R::settle_wide(k, sums, per_n)
+    R::settle_wide(k, total, per_n)
 }
 
 /// Workspace of [`map`] for one channel.
@@ -317,53 +355,53 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         for c in 0..width {
             // SAFETY: c < width; the loop above has written the entry.
             let k = unsafe { &*table.add(c) };
-            let from = from.map(|f| f.plane(image, channels.first + c).wrapping_add(positions.0).cast_const());
-            let to = to.map(|f| f.plane(image, channels.first + c).wrapping_add(positions.0));
-            let narrow = k.narrow.map(|k| Vec::<E, L>::splat(lanes, Compute::<E>::from_f64(k)));
+            let from = Place::planes_of(from, image, channels.first + c, positions.0);
+            let mut into = [core::ptr::null_mut(); O];
+            for o in 0..O {
+                into[o] = to[o].plane(image, channels.first + c).wrapping_add(positions.0);
+            }
             // The last vector overlaps its neighbour: it is read before anything is written, as
             // the output may be the input.
             let last = count - lanes_of;
-            // SAFETY: the part has at least one vector.
-            let tail = from.map(|p| unsafe { E::load(lanes, p.add(last)) });
-            let one = |x: [Vec<E, L>; I], start: usize| {
-                let v = op.before(lanes, x);
-                let mut r = op.formula(v, narrow);
-                if M::WIDE && !k.safe {
-                    r = wide::<L, E, M, I, J, K, O>(op, v, k.wide.map(|k| [L::F64::splat(lanes, k); 2]));
-                } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-                    let w = wide::<L, E, M, I, J, K, O>(op, v, k.wide.map(|k| [L::F64::splat(lanes, k); 2]));
-                    r = <Vec<E, L>>::select(r.finite(), r, w);
+            // SAFETY: the part has at least one vector, and this many whole ones.
+            unsafe {
+                let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
+                let tail = load_all(lanes, &from, last);
+                for v in 0..count / lanes_of {
+                    let x = load_all(lanes, &from, v * lanes_of);
+                    store_all::<L, E, O>(map_one(lanes, op, x, narrow, k), &into, v * lanes_of);
                 }
-                for (to, y) in to.iter().zip(op.after(lanes, x, v, r)) {
-                    // SAFETY: the vector lies in the plane.
-                    unsafe { E::store(y, to.add(start)) };
+                if !count.is_multiple_of(lanes_of) {
+                    store_all::<L, E, O>(map_one(lanes, op, tail, narrow, k), &into, last);
                 }
-            };
-            for v in 0..count / lanes_of {
-                // SAFETY: as above.
-                one(from.map(|p| unsafe { E::load(lanes, p.add(v * lanes_of)) }), v * lanes_of);
-            }
-            if count % lanes_of != 0 {
-                one(tail, last);
             }
         }
     }
 }
 
-/// The formula in f64.
+/// Maps one vector of a channel.
 #[inline(always)]
-pub(crate) fn wide<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+fn map_one<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    lanes: L,
     op: &M,
-    v: [Vec<E, L>; J],
-    k: [[L::F64; 2]; K],
-) -> Vec<E, L>
+    x: [Vec<E, L>; I],
+    narrow: [Vec<E, L>; K],
+    k: &Coefficients<K>,
+) -> [Vec<E, L>; O]
 where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let w = v.map(|v| v.widen());
-    let low = op.formula(w.map(|w| w[0]), k.map(|k| k[0]));
-    let high = if <Vec<E, L> as Vector>::WIDES == 2 { op.formula(w.map(|w| w[1]), k.map(|k| k[1])) } else { low };
-    Vec::<E, L>::narrow([low, high])
+    let v = op.before(lanes, x);
+    let mut r = op.formula(v, narrow);
+    let wide = WideConstants { at: k.wide.as_ptr(), next: 1, step: 0 };
+    if !k.safe {
+        // SAFETY: the K constants of the channel.
+        r = unsafe { map_in_f64(lanes, op, v, wide) };
+    } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
+        // SAFETY: as above.
+        r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+    }
+    op.after(lanes, x, v, r)
 }

@@ -6,15 +6,14 @@
 //! stored once per four rows. Neighbouring rows in lockstep would share pages and run at a third
 //! of that speed.
 
-use super::grid::{ROW_CHAIN, Rows, SAMPLES, Visit, sample_stratified};
-use super::nchw::wide;
-use super::{Carve, Channels, Place, words_for};
+use super::grid::{ROW_CHAIN, Rows, SAMPLES};
+use super::{
+    Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
+    store_all, store_lanes, words_for,
+};
 use crate::element::Element;
-use crate::kernel::{Coefficients, Join, Map, Reduction};
-use crate::lanes::{Lanes, Scalar, Vector};
-
-type Compute<E> = <E as crate::element::sealed::Storage>::Compute;
-type Vec<E, L> = <E as crate::element::sealed::Storage>::Vec<L>;
+use crate::kernel::{Coefficients, Count, Join, Map, Reduction};
+use crate::lanes::{Lanes, Real, Scalar, Vector, portable::Portable};
 
 /// The part of a row that belongs to a range of channels.
 #[derive(Clone, Copy)]
@@ -96,18 +95,26 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         }
     }
     if !R::PIVOT_PER_BLOCK {
-        let pivots = op.pivots();
-        // Folded channels have one pivot too, so that their sums can be added.
-        for c in channels.first..channels.end {
-            // SAFETY: the rows are inside the geometry.
-            let k = if pivots { unsafe { channel_pivot(lanes, op, geo, from, c) } } else { Compute::<E>::ZERO };
-            let mut e = (c - channels.first) * geo.adjacent;
-            while e < seg.width {
-                for a in 0..geo.adjacent {
-                    // SAFETY: e + a < width ≤ slots.
-                    unsafe { *t.constants.add(e + a) = k };
-                }
-                e += geo.channels * geo.adjacent;
+        let visits = (0, geo.visits.len());
+        for j in 0..seg.groups {
+            let off = seg.offset(j, lanes_of);
+            // SAFETY: the rows are inside the geometry, the group inside the segment.
+            unsafe {
+                let k = if op.pivots() && visits.1 > 0 {
+                    pivot(lanes, op, geo, from, seg.start + off, visits)
+                } else {
+                    Vec::<E, L>::splat(lanes, Compute::<E>::ZERO)
+                };
+                k.store(t.constants.add(off));
+            }
+        }
+        // The virtual channels of a channel share the pivot of the first, so that their sums can be
+        // added.
+        for e in 0..seg.width {
+            let first = e % (geo.channels * geo.adjacent) / geo.adjacent * geo.adjacent;
+            if first != e {
+                // SAFETY: both are below the width, and `first` has its final value.
+                unsafe { *t.constants.add(e) = *t.constants.add(first) };
             }
         }
     }
@@ -125,15 +132,25 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         }
         for v in v0..v1 {
             let visit = geo.visits.get(v);
-            let place = Chain { start: (v - v0) % ROW_CHAIN == 0, first: v - v0 < ROW_CHAIN };
-            let full = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
+            let mut chain = Chain { start: (v - v0) % ROW_CHAIN == 0, end: false, first: v - v0 < ROW_CHAIN };
+            let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
             // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
             unsafe {
-                match visit.count {
-                    4 => go::<L, E, R, I, J, K, N, 4>(lanes, op, from, visit, seg, &t, place, full),
-                    3 => go::<L, E, R, I, J, K, N, 3>(lanes, op, from, visit, seg, &t, place, full),
-                    2 => go::<L, E, R, I, J, K, N, 2>(lanes, op, from, visit, seg, &t, place, full),
-                    _ => go::<L, E, R, I, J, K, N, 1>(lanes, op, from, visit, seg, &t, place, full),
+                if visit.count == 4 {
+                    let mut rows = [[core::ptr::null(); I]; 4];
+                    for t in 0..4 {
+                        rows[t] = Place::rows_of(from, visit.item(t), seg.start);
+                    }
+                    chain.end = end;
+                    go::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, &t, chain);
+                } else {
+                    // The rows that four do not divide, one by one: the same additions.
+                    for i in 0..visit.count {
+                        chain.end = end && i + 1 == visit.count;
+                        let row = [Place::rows_of(from, visit.item(i), seg.start)];
+                        go::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, &t, chain);
+                        chain.start = false;
+                    }
                 }
             }
         }
@@ -154,7 +171,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 // SAFETY: slots of elements of the segment.
                 unsafe {
                     let (a, b) = (t.result::<N>(at(c, 0)), t.result::<N>(at(c, i)));
-                    t.set_result(at(c, 0), R::join(a, b, join));
+                    t.set_result(at(c, 0), &R::join(a, b, join));
                 }
             }
         }
@@ -164,11 +181,14 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     for c in 0..width {
         // SAFETY: as above.
         let mut r = if folded > 0 { unsafe { t.result::<N>(at(c, 0)) } } else { [0.0; N] };
-        // SAFETY: the first copy of the channel's constants.
-        let k = core::array::from_fn(|i| unsafe { *t.constants.add(i * slots + c * geo.adjacent) }.to_f64());
+        let mut k = [0.0; K];
+        for i in 0..K {
+            // SAFETY: the first copy of the channel's constants.
+            k[i] = unsafe { *t.constants.add(i * slots + c * geo.adjacent) }.to_f64();
+        }
         if rest > 0 {
             // SAFETY: the rest rows are inside the geometry.
-            let b = unsafe { rest_of(lanes, op, geo, from, channels.first + c, k, rest) };
+            let b = unsafe { rest_of(op, geo, from, channels.first + c, k, rest) };
             r = if folded > 0 { R::join(r, b, Join::new(folded, rest)) } else { b };
         }
         emit(channels.first + c, r, k);
@@ -195,24 +215,26 @@ impl<E: Element> Tables<E> {
     /// # Safety
     /// `slot` is below `slots`.
     #[inline(always)]
-    unsafe fn set_result<const N: usize>(&self, slot: usize, r: [f64; N]) {
-        for (n, r) in r.into_iter().enumerate() {
+    unsafe fn set_result<const N: usize>(&self, slot: usize, r: &[f64; N]) {
+        for n in 0..N {
             // SAFETY: by the caller.
-            unsafe { *self.results.add(n * self.slots + slot) = r };
+            unsafe { *self.results.add(n * self.slots + slot) = r[n] };
         }
     }
 }
 
-/// Where a visit stands in the two levels of sums.
+/// Where rows stand in the two levels of sums.
 #[derive(Clone, Copy)]
 struct Chain {
-    /// It starts a first-level sum.
+    /// They start a first-level sum.
     start: bool,
-    /// It belongs to the first of them.
+    /// They end it.
+    end: bool,
+    /// It is the first of the block.
     first: bool,
 }
 
-/// One visit: `T` rows.
+/// Adds `T` rows to the sums.
 ///
 /// # Safety
 /// The rows are valid for reading in the segment; the tables are those of the segment.
@@ -220,48 +242,70 @@ struct Chain {
 unsafe fn go<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
     lanes: L,
     op: &R,
-    from: &[Place<E>; I],
-    visit: Visit,
+    rows: &[[*const E; I]; T],
     seg: Segment,
     t: &Tables<E>,
-    place: Chain,
-    full: bool,
+    chain: Chain,
 ) where
     L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let rows: [[*const E; I]; T] =
-        core::array::from_fn(|i| from.map(|f| f.row(visit.item(i)).wrapping_add(seg.start).cast_const()));
     for j in 0..seg.groups {
         let (off, slot) = (seg.offset(j, lanes_of), j * lanes_of);
         // SAFETY: the group lies in the segment, its slots in the tables.
         unsafe {
-            let k = core::array::from_fn(|i| Vec::<E, L>::load(lanes, t.constants.add(i * t.slots + off)));
-            let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
-            if !place.start {
-                for (n, a) in acc.iter_mut().enumerate() {
-                    *a = Vec::<E, L>::load(lanes, t.first.add(n * t.slots + slot));
+            let k = load_table::<L, E, K>(lanes, t.constants.add(off), t.slots);
+            let mut acc = if chain.start {
+                splat_all(lanes, &[Compute::<E>::ZERO; N])
+            } else {
+                load_table::<L, E, N>(lanes, t.first.add(slot), t.slots)
+            };
+            let mut i = 0;
+            while i < T {
+                let a = op.addends(op.values(lanes, load_all(lanes, &rows[i], off)), k);
+                let mut n = 0;
+                while n < N {
+                    acc[n] = acc[n] + a[n];
+                    n += 1;
                 }
+                i += 1;
             }
-            for row in rows {
-                let x = row.map(|p| E::load(lanes, p.add(off)));
-                let a = op.addends(op.values(lanes, x), k);
-                for (acc, a) in acc.iter_mut().zip(a) {
-                    *acc = *acc + a;
-                }
-            }
-            for (n, a) in acc.into_iter().enumerate() {
+            let mut n = 0;
+            while n < N {
                 let second = t.second.add(n * t.slots + slot);
-                match (full, place.first) {
-                    (false, _) => a.store(t.first.add(n * t.slots + slot)),
-                    (true, true) => a.store(second),
-                    (true, false) => (Vec::<E, L>::load(lanes, second) + a).store(second),
+                if !chain.end {
+                    acc[n].store(t.first.add(n * t.slots + slot));
+                } else if chain.first {
+                    acc[n].store(second);
+                } else {
+                    (Vec::<E, L>::load(lanes, second) + acc[n]).store(second);
                 }
+                n += 1;
             }
         }
     }
+}
+
+/// One vector from each row of a table.
+///
+/// # Safety
+/// The table has a vector there.
+#[inline(always)]
+unsafe fn load_table<L: Lanes, E: Element, const K: usize>(
+    lanes: L,
+    at: *const Compute<E>,
+    next: usize,
+) -> [Vec<E, L>; K] {
+    let mut k = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); K];
+    let mut i = 0;
+    while i < K {
+        // SAFETY: by the caller.
+        k[i] = unsafe { Vec::<E, L>::load(lanes, at.add(i * next)) };
+        i += 1;
+    }
+    k
 }
 
 /// Turns the sums of a block into results and joins them to those before.
@@ -285,107 +329,109 @@ unsafe fn finish<L, E, R, const I: usize, const J: usize, const K: usize, const 
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let (count, per_n, join) = (n as f64, 1.0 / n as f64, Join::new(before, n));
+    let (scalar, zero) = (Count::new::<Compute<E>>(n), L::F64::splat(lanes, 0.0));
+    let count = scalar.splat::<L::F64>(lanes);
+    let join = Join::new(before, n).splat::<L::F64>(lanes);
     for j in 0..seg.groups {
         let (off, slot) = (seg.offset(j, lanes_of), j * lanes_of);
-        let mut k = [[0.0; MOST_LANES]; K];
-        let mut r = [[0.0; MOST_LANES]; N];
-        let mut good = [true; MOST_LANES];
-        for lane in 0..lanes_of {
-            // SAFETY: the group's slots are in the tables.
-            let sums = unsafe {
-                for (i, k) in k.iter_mut().enumerate() {
-                    k[lane] = (*t.constants.add(i * t.slots + off + lane)).to_f64();
+        // SAFETY: the group's slots are in the tables.
+        unsafe {
+            let constants = load_table::<L, E, K>(lanes, t.constants.add(off), t.slots);
+            let sums = load_table::<L, E, N>(lanes, t.second.add(slot), t.slots);
+            let mut half = 0;
+            while half < <Vec<E, L> as Vector>::WIDES {
+                let (mut k, mut s) = ([zero; K], [zero; N]);
+                let mut i = 0;
+                while i < K {
+                    k[i] = constants[i].widen()[half];
+                    i += 1;
                 }
-                core::array::from_fn(|i| (*t.second.add(i * t.slots + slot + lane)).to_f64())
-            };
-            let (result, ok) = R::settle(core::array::from_fn(|i| k[i][lane]), sums, count, per_n);
-            for (r, v) in r.iter_mut().zip(result) {
-                r[lane] = v;
-            }
-            good[lane] = ok;
-        }
-        if good.contains(&false) {
-            // SAFETY: as above.
-            let wide = unsafe { again(lanes, op, geo, from, seg.start + off, visits, &k, per_n) };
-            for lane in 0..lanes_of {
-                if !good[lane] {
-                    for (r, w) in r.iter_mut().zip(&wide) {
-                        r[lane] = w[lane];
+                let mut n = 0;
+                while n < N {
+                    s[n] = sums[n].widen()[half];
+                    n += 1;
+                }
+                let (mut r, good) = R::settle(k, s, count);
+                if !L::F64::all(good) {
+                    let wide =
+                        again(op, geo, from, seg.start + off, visits, t.constants.add(off), t.slots, scalar.per_n);
+                    let mut n = 0;
+                    while n < N {
+                        r[n] = L::F64::select(good, r[n], L::F64::load(lanes, wide[n].as_ptr().add(8 * half)));
+                        n += 1;
                     }
                 }
-            }
-        }
-        for lane in 0..lanes_of {
-            let mut result = core::array::from_fn(|i| r[i][lane]);
-            // SAFETY: as above.
-            unsafe {
+                let results = t.results.add(slot + 8 * half);
                 if before > 0 {
-                    result = R::join(t.result(slot + lane), result, join);
+                    let mut old = [zero; N];
+                    let mut n = 0;
+                    while n < N {
+                        old[n] = L::F64::load(lanes, results.add(n * t.slots));
+                        n += 1;
+                    }
+                    r = R::join(old, r, join);
                 }
-                t.set_result(slot + lane, result);
+                let mut n = 0;
+                while n < N {
+                    r[n].store(results.add(n * t.slots));
+                    n += 1;
+                }
+                half += 1;
             }
         }
     }
 }
 
-/// The largest `Scalar::LANES`.
-const MOST_LANES: usize = 16;
-
 /// One group of a block again, in f64.
 ///
 /// # Safety
-/// The visits are of the geometry; `start` is where the group starts in a row.
-#[inline(always)]
-unsafe fn again<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
+/// The visits are of the geometry; `start` is where the group starts in a row, and its constants
+/// stand in lanes from `constants` on.
+#[cold]
+#[inline(never)]
+unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
     start: usize,
     (v0, v1): (usize, usize),
-    k: &[[f64; MOST_LANES]; K],
+    constants: *const Compute<E>,
+    next: usize,
     per_n: f64,
 ) -> [[f64; MOST_LANES]; N]
 where
-    L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let mut k = *k;
+    let mut k = [[0.0; MOST_LANES]; K];
+    for i in 0..K {
+        for lane in 0..lanes_of {
+            // SAFETY: by the caller.
+            k[i][lane] = unsafe { *constants.add(i * next + lane) }.to_f64();
+        }
+    }
     let mut sums = [[0.0; MOST_LANES]; N];
     for pass in 0..R::PASSES {
-        for half in 0..<Vec<E, L> as Vector>::WIDES {
-            // SAFETY: the arrays have room for every half; the group lies in each row.
-            unsafe {
-                let kw = core::array::from_fn(|i| L::F64::load(lanes, k[i].as_ptr().add(8 * half)));
-                let mut acc = [L::F64::splat(lanes, 0.0); N];
-                for v in v0..v1 {
-                    let visit = geo.visits.get(v);
-                    for i in 0..visit.count {
-                        let row = visit.item(i);
-                        let x = from.map(|f| E::load(lanes, f.row(row).wrapping_add(start).cast_const()));
-                        let a = op.addends(op.values(lanes, x).map(|v| v.widen()[half]), kw);
-                        for (acc, a) in acc.iter_mut().zip(a) {
-                            *acc = *acc + a;
-                        }
-                    }
-                }
-                for (s, a) in sums.iter_mut().zip(acc) {
-                    a.store(s.as_mut_ptr().add(8 * half));
-                }
+        sums = [[0.0; MOST_LANES]; N];
+        for v in v0..v1 {
+            let visit = geo.visits.get(v);
+            for i in 0..visit.count {
+                // SAFETY: the group lies in each row.
+                unsafe { add_in_f64(op, &Place::rows_of(from, visit.item(i), start), 0, &k, &mut sums) };
             }
         }
         for lane in 0..lanes_of {
             let (kl, sl) = (core::array::from_fn(|i| k[i][lane]), core::array::from_fn(|i| sums[i][lane]));
             if pass + 1 < R::PASSES {
-                for (k, v) in k.iter_mut().zip(R::recentre(kl, sl, per_n)) {
-                    k[lane] = v;
+                let better = R::recentre(kl, sl, per_n);
+                for i in 0..K {
+                    k[i][lane] = better[i];
                 }
             } else {
-                for (s, v) in sums.iter_mut().zip(R::settle_wide(kl, sl, per_n)) {
-                    s[lane] = v;
+                let settled = R::settle_wide(kl, sl, per_n);
+                for n in 0..N {
+                    sums[n][lane] = settled[n];
                 }
             }
         }
@@ -393,7 +439,7 @@ where
     sums
 }
 
-/// The pivots of one group in one block: as in the planes geometry, with a channel in each lane.
+/// The pivots of one group in some visits: as in the planes geometry, with a channel in each lane.
 ///
 /// # Safety
 /// As for [`again`].
@@ -411,63 +457,28 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let sample = |i| {
-        let row = geo.visits.sample(i, v0, v1);
-        // SAFETY: the row is one of the block's, the group lies in it.
-        let x = from.map(|f| unsafe { E::load(lanes, f.row(row).wrapping_add(start).cast_const()) });
-        op.values(lanes, x)[R::PIVOT_OF]
-    };
-    let base = sample(0);
     let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-    let mut distance = zero;
-    for i in 1..SAMPLES {
-        distance = distance + (sample(i) - base);
+    let (mut base, mut distance) = (zero, zero);
+    for i in 0..SAMPLES {
+        let at = Place::rows_of(from, geo.visits.sample(i, v0, v1), start);
+        // SAFETY: the row is one of the block's, the group lies in it.
+        let v = op.values(lanes, unsafe { load_all(lanes, &at, 0) })[R::PIVOT_OF];
+        if i == 0 {
+            base = v;
+        } else {
+            distance = distance + (v - base);
+        }
     }
     let k = base + distance * Vec::<E, L>::splat(lanes, Compute::<E>::PER_SAMPLE);
     <Vec<E, L>>::select(k.finite(), k, zero)
-}
-
-/// The pivot of a channel, from samples of all its elements.
-///
-/// # Safety
-/// The places are valid for reading all rows of the geometry.
-#[inline(always)]
-unsafe fn channel_pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
-    op: &R,
-    geo: &Rows,
-    from: &[Place<E>; I],
-    channel: usize,
-) -> Compute<E>
-where
-    L: Lanes,
-    E: Element,
-    R: Reduction<E, I, J, K, N>,
-{
-    let base = geo.channels * geo.adjacent;
-    let rows = geo.rest_first + geo.rest;
-    let at = |i: usize| {
-        let row = sample_stratified(i, rows);
-        (row / geo.fold, row % geo.fold * base + channel * geo.adjacent + i % geo.adjacent)
-    };
-    // SAFETY: rows of the geometry, elements of the channel.
-    unsafe {
-        super::mean_of_samples(lanes, op, |i| {
-            from.map(|f| {
-                let (row, e) = at(i);
-                *f.row(row).wrapping_add(e)
-            })
-        })
-    }
 }
 
 /// The rows that folding has left over, for one channel, in f64.
 ///
 /// # Safety
 /// The places are valid for reading all rows of the geometry.
-#[inline(always)]
-unsafe fn rest_of<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
+#[inline(never)]
+unsafe fn rest_of<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
@@ -476,29 +487,32 @@ unsafe fn rest_of<L, E, R, const I: usize, const J: usize, const K: usize, const
     n: u64,
 ) -> [f64; N]
 where
-    L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let (base, per_n) = (geo.channels * geo.adjacent, 1.0 / n as f64);
-    let at = |i: usize| i / geo.adjacent * base + channel * geo.adjacent + i % geo.adjacent;
-    // SAFETY: by the caller; the rest rows follow the last folded one.
-    let read = |i: usize| from.map(|f| unsafe { *f.row(geo.rest_first / geo.fold).wrapping_add(at(i)) }.get());
-    if R::PIVOT_PER_BLOCK {
-        k[0] = read(0)[0].to_f64();
-        if !k[0].is_finite() {
-            k[0] = 0.0;
-        }
-    }
     let mut sums = [0.0; N];
     for pass in 0..R::PASSES {
         sums = [0.0; N];
         for i in 0..n as usize {
-            let x = read(i).map(|x| Vec::<E, L>::splat(lanes, x));
-            let v = op.values(lanes, x).map(|v| v.widen()[0]);
-            let a = op.addends(v, k.map(|k| L::F64::splat(lanes, k)));
-            for (s, a) in sums.iter_mut().zip(a) {
-                *s += a.to_f64s()[0];
+            let at = i / geo.adjacent * base + channel * geo.adjacent + i % geo.adjacent;
+            let p = Place::rows_of(from, geo.rest_first / geo.fold, at);
+            let mut x = [Vec::<E, Portable>::splat(Portable, Compute::<E>::ZERO); I];
+            for j in 0..I {
+                // SAFETY: by the caller; the rows left over follow the last folded one.
+                x[j] = Vec::<E, Portable>::splat(Portable, unsafe { *p[j] }.get());
+            }
+            let v = store_lanes::<Portable, E, J>(op.values(Portable, x));
+            let mut first = [0.0; J];
+            for j in 0..J {
+                first[j] = v[j][0].to_f64();
+            }
+            if R::PIVOT_PER_BLOCK && pass == 0 && i == 0 {
+                k[0] = if first[R::PIVOT_OF].is_finite() { first[R::PIVOT_OF] } else { 0.0 };
+            }
+            let a = op.addends(first, k);
+            for n in 0..N {
+                sums[n] += a[n];
             }
         }
         if pass + 1 < R::PASSES {
@@ -558,16 +572,12 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         }
     }
     for row in first..end {
-        let from = from.map(|f| f.row(row).wrapping_add(seg.start).cast_const());
-        let to = to.map(|f| f.row(row).wrapping_add(seg.start));
         // SAFETY: the row is inside the geometry, the segment inside the row.
-        unsafe { map_row(lanes, op, from, to, seg.width, &table) };
+        unsafe { map_row(lanes, op, from, to, row, seg.start, seg.width, &table) };
     }
     if end == geo.rest_first / geo.fold && geo.rest > 0 {
-        let from = from.map(|f| f.row(end).cast_const());
-        let to = to.map(|f| f.row(end));
         // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
-        unsafe { map_row(lanes, op, from, to, geo.rest * base, &table) };
+        unsafe { map_row(lanes, op, from, to, end, 0, geo.rest * base, &table) };
     }
 }
 
@@ -597,16 +607,18 @@ impl<E: Element, const K: usize> MapTable<E, K> {
     }
 }
 
-/// Maps the first `width` elements of a row.
+/// Maps `width` elements of a row.
 ///
 /// # Safety
-/// The pointers are valid for as many elements; the table has at least as many.
+/// The places are valid there; the table has at least as many elements.
 #[inline(always)]
 unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     lanes: L,
     op: &M,
-    from: [*const E; I],
-    to: [*mut E; O],
+    from: &[Place<E>; I],
+    to: &[Place<E>; O],
+    row: usize,
+    start: usize,
     width: usize,
     table: &MapTable<E, K>,
 ) where
@@ -615,42 +627,61 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
     M: Map<E, I, J, K, O>,
 {
     let lanes_of = Compute::<E>::LANES;
-    if width < lanes_of {
-        // Less than a vector: by way of a buffer, with the constants of the row's first vector.
-        let mut x = [[E::zeroed(); MOST_LANES]; I];
-        let mut y = [[E::zeroed(); MOST_LANES]; O];
-        // SAFETY: width elements of each; the buffers hold a vector; so does the table, as a row
-        // has at least one.
-        unsafe {
-            for (x, p) in x.iter_mut().zip(from) {
-                core::ptr::copy_nonoverlapping(p, x.as_mut_ptr(), width);
-            }
-            let v = core::array::from_fn(|i| E::load(lanes, x[i].as_ptr()));
-            for (y, v) in y.iter_mut().zip(map_one(lanes, op, v, 0, table)) {
-                E::store(v, y.as_mut_ptr());
-            }
-            for (y, p) in y.iter().zip(to) {
-                core::ptr::copy_nonoverlapping(y.as_ptr(), p, width);
-            }
-        }
-        return;
+    let from = Place::rows_of(from, row, start);
+    let mut into = [core::ptr::null_mut(); O];
+    for o in 0..O {
+        into[o] = to[o].row(row).wrapping_add(start);
     }
-    // The last vector overlaps its neighbour: it is read before anything is written, as the output
-    // may be the input.
-    let last = width - lanes_of;
     // SAFETY: the vectors lie in the row.
     unsafe {
-        let tail = from.map(|p| E::load(lanes, p.add(last)));
-        let put = |x: [Vec<E, L>; I], off: usize| {
-            for (y, p) in map_one(lanes, op, x, off, table).into_iter().zip(to) {
-                E::store(y, p.add(off));
-            }
-        };
+        if width < lanes_of {
+            return map_part(lanes, op, &from, &into, width, table);
+        }
+        // The last vector overlaps its neighbour: it is read before anything is written, as the
+        // output may be the input.
+        let last = width - lanes_of;
+        let tail = load_all(lanes, &from, last);
         for v in 0..width / lanes_of {
-            put(from.map(|p| E::load(lanes, p.add(v * lanes_of))), v * lanes_of);
+            let x = load_all(lanes, &from, v * lanes_of);
+            store_all::<L, E, O>(map_one(lanes, op, x, v * lanes_of, table), &into, v * lanes_of);
         }
         if !width.is_multiple_of(lanes_of) {
-            put(tail, last);
+            store_all::<L, E, O>(map_one(lanes, op, tail, last, table), &into, last);
+        }
+    }
+}
+
+/// Maps less than a vector, by way of a buffer, with the constants of the row's first vector.
+///
+/// # Safety
+/// The pointers are valid for `width` elements; the table has a vector.
+#[inline(always)]
+unsafe fn map_part<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    lanes: L,
+    op: &M,
+    from: &[*const E; I],
+    to: &[*mut E; O],
+    width: usize,
+    table: &MapTable<E, K>,
+) where
+    L: Lanes,
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let (mut x, mut y) = ([[E::zeroed(); MOST_LANES]; I], [[E::zeroed(); MOST_LANES]; O]);
+    let (mut read, mut written) = ([core::ptr::null(); I], [core::ptr::null_mut(); O]);
+    // SAFETY: width elements of each, fewer than a vector; the buffers hold one; so does the table.
+    unsafe {
+        for i in 0..I {
+            core::ptr::copy_nonoverlapping(from[i], x[i].as_mut_ptr(), width);
+            read[i] = x[i].as_ptr();
+        }
+        for o in 0..O {
+            written[o] = y[o].as_mut_ptr();
+        }
+        store_all::<L, E, O>(map_one(lanes, op, load_all(lanes, &read, 0), 0, table), &written, 0);
+        for o in 0..O {
+            core::ptr::copy_nonoverlapping(y[o].as_ptr(), to[o], width);
         }
     }
 }
@@ -673,24 +704,19 @@ where
     M: Map<E, I, J, K, O>,
 {
     // SAFETY: by the caller.
-    let k = core::array::from_fn(|i| unsafe { Vec::<E, L>::load(lanes, table.narrow.add(i * table.width + off)) });
-    let v = op.before(lanes, x);
-    let mut r = op.formula(v, k);
-    let in_f64 = || {
-        // SAFETY: by the caller; the halves are parts of the vector.
-        let load = |i: usize, half: usize| unsafe {
-            L::F64::load(lanes, table.wide.add(i * table.width + off + half % <Vec<E, L> as Vector>::WIDES * 8))
-        };
-        wide::<L, E, M, I, J, K, O>(op, v, core::array::from_fn(|i| [load(i, 0), load(i, 1)]))
-    };
-    if M::WIDE && !table.all_safe {
-        // SAFETY: as above.
-        let safe = unsafe { Vec::<E, L>::load(lanes, table.safe.add(off)) };
-        let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-        r = <Vec<E, L>>::select(zero.lt(safe), r, in_f64());
+    unsafe {
+        let k = load_table::<L, E, K>(lanes, table.narrow.add(off), table.width);
+        let v = op.before(lanes, x);
+        let mut r = op.formula(v, k);
+        let wide = WideConstants { at: table.wide.add(off), next: table.width, step: 1 };
+        if !table.all_safe {
+            let safe = Vec::<E, L>::load(lanes, table.safe.add(off));
+            let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
+            r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, wide));
+        }
+        if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
+            r = <Vec<E, L>>::select(r.finite(), r, map_in_f64(lanes, op, v, wide));
+        }
+        op.after(lanes, x, v, r)
     }
-    if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-        r = <Vec<E, L>>::select(r.finite(), r, in_f64());
-    }
-    op.after(lanes, x, v, r)
 }

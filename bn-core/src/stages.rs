@@ -1,0 +1,172 @@
+//! The passes over memory, compiled once for each element type.
+//!
+//! [`crate::BatchNorm`]'s methods are generic and compiled where they are called; what they call
+//! here is not. So a program that depends on this crate does not compile the kernels again.
+
+use crate::backward::SumSink;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::exec::Run;
+use crate::forward::MomentSink;
+use crate::kernel::backward_apply::{Apply, ApplyFrozen};
+use crate::kernel::backward_sums::GradientSums;
+use crate::kernel::moments::MomentSums;
+use crate::kernel::normalize::Normalize;
+use crate::layout::{Channels, Place};
+
+/// The passes for one element type.
+///
+/// # Safety of all of them
+/// Places are valid for the whole tensor: inputs for reading, outputs for writing; an output either
+/// is one of the inputs or overlaps none; sinks have an entry for each channel of the band.
+#[allow(private_interfaces, reason = "a sealed trait: nobody else can name or call these")]
+pub trait Stages: Sized {
+    #[doc(hidden)]
+    unsafe fn sum_moments(e: &Engine, x: Place<Self>, sink: &MomentSink, run: &mut Run<'_>) -> Result<(), Error>;
+    #[doc(hidden)]
+    unsafe fn normalize(
+        e: &Engine,
+        op: &Normalize<'_>,
+        x: Place<Self>,
+        residual: Option<Place<Self>>,
+        y: Place<Self>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
+    /// y where the activation has a mask; `measure` where the third sum is wanted.
+    #[doc(hidden)]
+    unsafe fn sum_gradients(
+        e: &Engine,
+        op: &GradientSums<'_>,
+        inputs: Backward<Self>,
+        measure: bool,
+        band: Channels,
+        sink: &SumSink<'_>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
+    #[doc(hidden)]
+    unsafe fn apply(
+        e: &Engine,
+        op: &Apply<'_>,
+        inputs: Backward<Self>,
+        dx: Place<Self>,
+        dresidual: Option<Place<Self>>,
+        band: Channels,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
+    /// x is not read.
+    #[doc(hidden)]
+    unsafe fn apply_frozen(
+        e: &Engine,
+        op: &ApplyFrozen<'_>,
+        inputs: Backward<Self>,
+        dx: Place<Self>,
+        dresidual: Option<Place<Self>>,
+        band: Channels,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
+}
+
+/// What backward passes read.
+#[derive(Clone, Copy)]
+pub(crate) struct Backward<E> {
+    pub(crate) x: Place<E>,
+    pub(crate) dy: Place<E>,
+    /// Where the activation has a mask.
+    pub(crate) y: Option<Place<E>>,
+}
+
+macro_rules! stages {
+    ($t:ty) => {
+        #[allow(private_interfaces, reason = "as in the trait")]
+        impl Stages for $t {
+            unsafe fn sum_moments(
+                e: &Engine,
+                x: Place<Self>,
+                sink: &MomentSink,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, &[x], e.all(), sink, run) }
+            }
+
+            unsafe fn normalize(
+                e: &Engine,
+                op: &Normalize<'_>,
+                x: Place<Self>,
+                residual: Option<Place<Self>>,
+                y: Place<Self>,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe {
+                    match residual {
+                        None => e.map::<$t, _, 1, 1, 3, 1>(op, &[x], &[y], e.all(), run),
+                        Some(r) => e.map::<$t, _, 2, 1, 3, 1>(op, &[x, r], &[y], e.all(), run),
+                    }
+                }
+            }
+
+            unsafe fn sum_gradients(
+                e: &Engine,
+                op: &GradientSums<'_>,
+                Backward { x, dy, y }: Backward<Self>,
+                measure: bool,
+                band: Channels,
+                sink: &SumSink<'_>,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe {
+                    match (y, measure) {
+                        (None, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, &[x, dy], band, sink, run),
+                        (None, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, &[x, dy], band, sink, run),
+                        (Some(y), false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, &[x, dy, y], band, sink, run),
+                        (Some(y), true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &[x, dy, y], band, sink, run),
+                    }
+                }
+            }
+
+            unsafe fn apply(
+                e: &Engine,
+                op: &Apply<'_>,
+                Backward { x, dy, y }: Backward<Self>,
+                dx: Place<Self>,
+                dresidual: Option<Place<Self>>,
+                band: Channels,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe {
+                    match (y, dresidual) {
+                        (None, None) => e.map::<$t, _, 2, 2, 5, 1>(op, &[x, dy], &[dx], band, run),
+                        (None, Some(dr)) => e.map::<$t, _, 2, 2, 5, 2>(op, &[x, dy], &[dx, dr], band, run),
+                        (Some(y), None) => e.map::<$t, _, 3, 2, 5, 1>(op, &[x, dy, y], &[dx], band, run),
+                        (Some(y), Some(dr)) => e.map::<$t, _, 3, 2, 5, 2>(op, &[x, dy, y], &[dx, dr], band, run),
+                    }
+                }
+            }
+
+            unsafe fn apply_frozen(
+                e: &Engine,
+                op: &ApplyFrozen<'_>,
+                Backward { dy, y, .. }: Backward<Self>,
+                dx: Place<Self>,
+                dresidual: Option<Place<Self>>,
+                band: Channels,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe {
+                    match (y, dresidual) {
+                        (None, None) => e.map::<$t, _, 1, 1, 1, 1>(op, &[dy], &[dx], band, run),
+                        (None, Some(dr)) => e.map::<$t, _, 1, 1, 1, 2>(op, &[dy], &[dx, dr], band, run),
+                        (Some(y), None) => e.map::<$t, _, 2, 1, 1, 1>(op, &[dy, y], &[dx], band, run),
+                        (Some(y), Some(dr)) => e.map::<$t, _, 2, 1, 1, 2>(op, &[dy, y], &[dx, dr], band, run),
+                    }
+                }
+            }
+        }
+    };
+}
+stages!(f32);
+stages!(f64);
