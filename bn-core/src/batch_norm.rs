@@ -141,7 +141,8 @@ impl<T: Element> BatchNorm<T> {
             Op::ForwardTraining => e.reduce_best::<T, 1, 2>(width).max(e.map_best::<T, 3>(width)),
             Op::Inference => e.map_best::<T, 3>(width),
             Op::Backward => {
-                self.shape.channels() * SUM_WORDS + e.reduce_best::<T, 2, 3>(width).max(e.map_best::<T, 5>(width))
+                let scratch = e.reduce_best::<T, 2, 3>(width).max(e.map_best::<T, 5>(width));
+                scratch.saturating_add(self.shape.channels().saturating_mul(SUM_WORDS))
             }
         }
     }

@@ -100,23 +100,27 @@ impl Engine {
     /// What lets every task of a reduction have its ideal scratch, and every cell its result.
     pub(crate) fn reduce_best<E: Element, const K: usize, const N: usize>(&self, width: usize) -> usize {
         let least = self.reduce_min::<E, K, N>();
-        let partial =
-            if width > 1 && self.grid.cells() > 1 { self.grid.cells() * self.shape.channels() * N } else { 0 };
-        let full = match self.grid {
-            Grid::Planes(p) => p.channels * nchw::reduce_words::<E, K, N>(),
-            Grid::Rows(r) => nhwc::reduce_words::<E, K, N>(r.width),
+        let partial = match self.grid.cells() {
+            2.. if width > 1 => self.shape.channels().saturating_mul(self.grid.cells() * N),
+            _ => 0,
         };
-        partial + width.max(1) * full.clamp(least, least.max(IDEAL_SCRATCH))
+        self.ideal(width, least, nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>).saturating_add(partial)
     }
 
     /// What lets every task of a map have its ideal scratch.
     pub(crate) fn map_best<E: Element, const K: usize>(&self, width: usize) -> usize {
-        let least = self.map_min::<E, K>();
+        self.ideal(width, self.map_min::<E, K>(), nchw::map_words::<K>(), nhwc::map_words::<E, K>)
+    }
+
+    /// Scratch for `width` tasks: for the whole tensor each, within [`IDEAL_SCRATCH`].
+    fn ideal(&self, width: usize, least: usize, per_channel: usize, row: impl Fn(usize) -> usize) -> usize {
+        let most = least.max(IDEAL_SCRATCH);
+        // No more than `most` channels or elements of a row count, so nothing overflows.
         let full = match self.grid {
-            Grid::Planes(p) => p.channels * nchw::map_words::<K>(),
-            Grid::Rows(r) => nhwc::map_words::<E, K>(r.width),
+            Grid::Planes(p) => p.channels.min(most) * per_channel,
+            Grid::Rows(r) => row(r.width.min(most)),
         };
-        width.max(1) * full.clamp(least, least.max(IDEAL_SCRATCH))
+        full.clamp(least, most).saturating_mul(width.max(1))
     }
 
     /// Threads, and scratch per task.

@@ -524,7 +524,7 @@ where
 
 /// Workspace of [`map`] for `width` elements of a row.
 pub(crate) const fn map_words<E: Element, const K: usize>(width: usize) -> usize {
-    words_for::<Compute<E>>((K + 1) * width) + words_for::<f64>(K * width)
+    words_for::<Compute<E>>(K * width) + words_for::<Compute<E>>(width) + words_for::<f64>(K * width)
 }
 
 /// Maps rows `first..end` (folded ones, and after the last of them, if `rest`, the rows left over)
