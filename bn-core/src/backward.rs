@@ -6,6 +6,7 @@ use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
+use crate::forward::MomentSink;
 use crate::kernel::Coefficients;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
 use crate::kernel::backward_sums::GradientSums;
@@ -133,8 +134,10 @@ impl<T: Element> BatchNorm<T> {
     /// The first stage: Σ dy and Σ dy·(x − mean) of this x and dy, for statistics that may be those
     /// of more than this x. `input.gamma` is not used.
     ///
-    /// Σ (x − mean) is measured rather than taken to be 0, so shards of a batch may be summed one by
-    /// one and merged by [`GradSums::merge`].
+    /// Shards of a batch may be summed one by one and merged by [`GradSums::merge`]. That the
+    /// result is right wherever the mean of dy is takes Σ (x − mean) of the shard with the rounding
+    /// that the statistics have: with [`Statistics::Batch`] the moments of x are made again for that,
+    /// so let the shards be those whose [`moments`](Self::moments) were merged.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
@@ -147,11 +150,38 @@ impl<T: Element> BatchNorm<T> {
         self.check_backward(&input, run.workspace.len())?;
         self.check_len("dy", input.dy.len())?;
         self.check_channels("sums", sums.len())?;
-        let frozen = matches!(input.statistics, Statistics::Running { .. });
         sums.fill(GradSums::default());
-        let (all, sums) = (self.engine.all(), Sums { at: Shared(sums.as_mut_ptr().cast()), words: 2 });
-        // SAFETY: the lengths have been checked; inputs are borrowed for reading.
-        unsafe { self.sums_at(&input, input.dy.as_ptr(), all, !frozen, !frozen, sums, &mut run) }
+        for b in 0..self.bands(&run) {
+            let (band, kept, mut run) = self.band(b, &mut run);
+            let moments = Shared(kept.as_mut_ptr().cast::<Moments>());
+            let off = |c: usize| {
+                // SAFETY: the band's moments, written below.
+                let m = unsafe { *moments.at(c - band.first) };
+                if m.count == 0 { 0.0 } else { m.mean - self.mean(&input.statistics, c) }
+            };
+            let about = match input.statistics {
+                Statistics::Batch(_) => {
+                    let sink = MomentSink { at: moments, first: band.first };
+                    // SAFETY: the lengths have been checked; x is borrowed for reading.
+                    unsafe {
+                        T::sum_moments(
+                            &self.engine,
+                            self.engine.place(input.x.as_ptr().cast_mut()),
+                            band,
+                            &sink,
+                            &mut run,
+                        )?
+                    };
+                    About::Known(&off)
+                }
+                Statistics::Rounded { .. } => About::Measured,
+                Statistics::Running { .. } => About::Nothing,
+            };
+            let sums = Sums { at: Shared(sums.as_mut_ptr().cast()).from(2 * band.first), words: 2 };
+            // SAFETY: the lengths have been checked; inputs are borrowed for reading.
+            unsafe { self.sums_at(&input, input.dy.as_ptr(), band, about, sums, &mut run)? };
+        }
+        Ok(())
     }
 
     /// The second stage: dx, and dresidual, from sums that may be those of more than this x; of
@@ -241,6 +271,17 @@ impl<T: Element> BatchNorm<T> {
 /// Σ (x − mean) where it was measured, else 0.
 pub(crate) const SUM_WORDS: usize = 3;
 
+/// What is known of Σ (x − mean), which decides whether dy may lose a pivot.
+#[derive(Clone, Copy)]
+enum About<'a> {
+    /// The sum, over the number of elements.
+    Known(&'a (dyn Fn(usize) -> f64 + Sync)),
+    /// It is measured in the same pass.
+    Measured,
+    /// No pivot: the sums are wanted as they are.
+    Nothing,
+}
+
 /// Where channels' sums are added up: the first two of [`SUM_WORDS`], or all three.
 #[derive(Clone, Copy)]
 struct Sums {
@@ -260,28 +301,24 @@ impl<T: Element> BatchNorm<T> {
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let frozen = matches!(input.statistics, Statistics::Running { .. });
-        let rounded = matches!(input.statistics, Statistics::Rounded { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
             return unsafe { self.apply_at(input, dy, self.engine.all(), &|_| Default::default(), output, run) };
         }
-        // As many channels at once as leave their sums room in the workspace: all of them, but for
-        // the smallest workspaces.
-        let all = self.engine.all();
-        let least = self.backward_scratch();
-        let channels = ((run.workspace.len() - least) / SUM_WORDS).clamp(1, all.end);
-        let bands = if self.engine.whole() { 1 } else { all.end.div_ceil(channels) };
         let mut output = output;
-        for b in 0..bands {
-            let band = Channels { first: part(all.end, bands, b), end: part(all.end, bands, b + 1) };
-            let (sums, scratch) = run.workspace.split_at_mut((band.end - band.first) * SUM_WORDS);
-            sums.fill(0);
-            let sums = Sums { at: Shared(sums.as_mut_ptr().cast()), words: SUM_WORDS };
-            let mut run = Run { workspace: scratch, executor: run.executor };
+        for b in 0..self.bands(run) {
+            let (band, kept, mut run) = self.band(b, run);
+            let sums = Sums { at: Shared(kept.as_mut_ptr().cast()), words: SUM_WORDS };
+            let about = match input.statistics {
+                // Σ (x − mean) is 0 about the mean of this very x.
+                Statistics::Batch(_) => About::Known(&|_| 0.0),
+                Statistics::Rounded { .. } => About::Measured,
+                Statistics::Running { .. } => About::Nothing,
+            };
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
-                self.sums_at(input, dy, band, !frozen, rounded, sums, &mut run)?;
+                self.sums_at(input, dy, band, about, sums, &mut run)?;
                 let reduced = |c: usize| {
                     let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
                     let n = self.count(&input.statistics, c).max(1) as f64;
@@ -292,6 +329,24 @@ impl<T: Element> BatchNorm<T> {
             }
         }
         Ok(())
+    }
+
+    /// As many channels at once as leave what is kept of them between passes room in the workspace:
+    /// all of them, but for the smallest workspaces.
+    fn bands(&self, run: &Run<'_>) -> usize {
+        let room = (run.workspace.len() - self.backward_scratch()) / SUM_WORDS;
+        let channels = self.shape.channels();
+        if self.engine.whole() { 1 } else { channels.div_ceil(room.clamp(1, channels)) }
+    }
+
+    /// Band `b`, what is kept of its channels ([`SUM_WORDS`] each, zeroed), and what is left to run
+    /// with.
+    fn band<'r>(&self, b: usize, run: &'r mut Run<'_>) -> (Channels, &'r mut [u64], Run<'r>) {
+        let (channels, bands) = (self.shape.channels(), self.bands(run));
+        let band = Channels { first: part(channels, bands, b), end: part(channels, bands, b + 1) };
+        let (kept, workspace) = run.workspace.split_at_mut((band.end - band.first) * SUM_WORDS);
+        kept.fill(0);
+        (band, kept, Run { workspace, executor: run.executor })
     }
 
     /// Scratch that either pass needs.
@@ -309,13 +364,14 @@ impl<T: Element> BatchNorm<T> {
         input: &BackwardInput<'_, T>,
         dy: *const T,
         band: Channels,
-        pivot: bool,
-        measure: bool,
+        about: About<'_>,
         sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let centre = &|c| self.mean(&input.statistics, c);
-        let sink = SumSink { sums, first: band.first, centre, round: |v| T::Param::from_f64(v).to_f64() };
+        let off = if let About::Known(off) = about { off } else { &|_| 0.0 };
+        let sink = SumSink { sums, first: band.first, centre, off, round: |v| T::Param::from_f64(v).to_f64() };
+        let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
         let op = GradientSums { activation: self.activation, pivot, centre };
         // SAFETY: by the caller; sums only read.
         unsafe { T::sum_gradients(&self.engine, &op, self.inputs(input, dy), measure, band, &sink, run) }
@@ -413,6 +469,8 @@ pub(crate) struct SumSink<'a> {
     first: usize,
     /// The mean of a channel.
     centre: &'a (dyn Fn(usize) -> f64 + Sync),
+    /// Σ (x − mean)/n, where that is not measured.
+    off: &'a (dyn Fn(usize) -> f64 + Sync),
     /// To the arithmetic that the kernel subtracts it in.
     round: fn(f64) -> f64,
 }
@@ -422,14 +480,12 @@ impl SumSink<'_> {
     /// mean and `low` what the rounding lost:
     ///
     /// Σ dy = Σ e + n·k;  Σ dy·(x − mean) = Σ e·(x − μ) − low·Σ e + k·Σ (x − mean)
-    ///
-    /// The last sum is 0 over a whole batch about its own mean; then it is left out.
     #[inline(always)]
     fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
         let mean = (self.centre)(channel);
         let low = mean - (self.round)(mean);
         let n = count as f64;
-        let off = d.map_or(0.0, |d| d - n * low);
+        let off = d.map_or_else(|| n * (self.off)(channel), |d| d - n * low);
         [e + n * k, ed - low * e + k * off, off]
     }
 

@@ -156,4 +156,9 @@ impl<T> Shared<T> {
     pub(crate) fn at(&self, i: usize) -> *mut T {
         self.0.wrapping_add(i)
     }
+
+    /// Those from element `i` on.
+    pub(crate) fn from(self, i: usize) -> Self {
+        Shared(self.at(i))
+    }
 }

@@ -141,9 +141,9 @@ impl<T: Element> BatchNorm<T> {
     /// # Safety
     /// As [`Self::moments_at`].
     unsafe fn accumulate_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
-        let sink = MomentSink(Shared(moments.as_mut_ptr()));
+        let (e, sink) = (&self.engine, MomentSink { at: Shared(moments.as_mut_ptr()), first: 0 });
         // SAFETY: by the caller; sums only read from x.
-        unsafe { T::sum_moments(&self.engine, self.engine.place(x.cast_mut()), &sink, run) }
+        unsafe { T::sum_moments(e, e.place(x.cast_mut()), e.all(), &sink, run) }
     }
 
     /// # Safety
@@ -185,8 +185,11 @@ impl<T: Element> BatchNorm<T> {
     }
 }
 
-/// Merges cells into the caller's moments.
-pub(crate) struct MomentSink(Shared<Moments>);
+/// Merges cells into moments of channels from `first` on.
+pub(crate) struct MomentSink {
+    pub(crate) at: Shared<Moments>,
+    pub(crate) first: usize,
+}
 
 impl Sink<1, 2> for MomentSink {
     #[inline(always)]
@@ -196,6 +199,6 @@ impl Sink<1, 2> for MomentSink {
     #[inline(always)]
     unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {
         // SAFETY: the slice has an entry per channel; the caller has this one to itself.
-        unsafe { (*self.0.at(channel)).merge(&Moments { count, mean, m2 }) }
+        unsafe { (*self.at.at(channel - self.first)).merge(&Moments { count, mean, m2 }) }
     }
 }

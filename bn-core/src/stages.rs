@@ -22,7 +22,13 @@ use crate::layout::{Channels, Place};
 #[allow(private_interfaces, reason = "a sealed trait: nobody else can name or call these")]
 pub trait Stages: Sized {
     #[doc(hidden)]
-    unsafe fn sum_moments(e: &Engine, x: Place<Self>, sink: &MomentSink, run: &mut Run<'_>) -> Result<(), Error>;
+    unsafe fn sum_moments(
+        e: &Engine,
+        x: Place<Self>,
+        band: Channels,
+        sink: &MomentSink,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
     #[doc(hidden)]
     unsafe fn normalize(
         e: &Engine,
@@ -82,11 +88,12 @@ macro_rules! stages {
             unsafe fn sum_moments(
                 e: &Engine,
                 x: Place<Self>,
+                band: Channels,
                 sink: &MomentSink,
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
-                unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, &[x], e.all(), sink, run) }
+                unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, &[x], band, sink, run) }
             }
 
             unsafe fn normalize(

@@ -201,6 +201,8 @@ pub struct ExactBackward {
     pub dot: Vec<f64>,
     /// Σ |dy| of each channel.
     pub sum: Vec<f64>,
+    /// n·max |dy − mean dy| of each channel.
+    pub far: Vec<f64>,
 }
 
 impl<T: Real> Problem<T> {
@@ -288,6 +290,7 @@ impl<T: Real> Problem<T> {
             spread: vec![],
             dot: vec![],
             sum: vec![],
+            far: vec![],
         };
         for (c, channel) in channels.iter().enumerate() {
             let at: Vec<usize> = places(self.shape, c).collect();
@@ -300,7 +303,9 @@ impl<T: Real> Problem<T> {
             }
             out.dgamma.push(dgamma);
             out.dbeta.push(dbeta);
-            out.spread.push((channel.gamma * r).abs() * dy.iter().fold(0.0f64, |m, d| m.max((d - mean).abs())));
+            let far = dy.iter().fold(0.0f64, |m, d| m.max((d - mean).abs()));
+            out.spread.push((channel.gamma * r).abs() * far);
+            out.far.push(at.len() as f64 * far);
             out.dot.push(sum(x.iter().zip(&dy).map(|(x, d)| ((d - mean) * (x - channel.mean) * r).abs())));
             out.sum.push(sum(dy.iter().map(|d| d.abs())));
         }
