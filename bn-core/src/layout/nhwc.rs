@@ -188,7 +188,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         }
         if rest > 0 {
             // SAFETY: the rest rows are inside the geometry.
-            let b = unsafe { rest_of(op, geo, from, channels.first + c, k, rest) };
+            let b = unsafe { rest_of(op, geo, from, channels.first + c, &mut k, folded == 0, rest) };
             r = if folded > 0 { R::join(r, b, Join::new(folded, rest)) } else { b };
         }
         emit(channels.first + c, r, k);
@@ -473,7 +473,8 @@ where
     <Vec<E, L>>::select(k.finite(), k, zero)
 }
 
-/// The rows that folding has left over, for one channel, in f64.
+/// The rows that folding has left over, for one channel, in f64. Where they are all there is, the
+/// pivot is made of them.
 ///
 /// # Safety
 /// The places are valid for reading all rows of the geometry.
@@ -483,7 +484,8 @@ unsafe fn rest_of<E, R, const I: usize, const J: usize, const K: usize, const N:
     geo: &Rows,
     from: &[Place<E>; I],
     channel: usize,
-    mut k: [f64; K],
+    k: &mut [f64; K],
+    alone: bool,
     n: u64,
 ) -> [f64; N]
 where
@@ -507,19 +509,19 @@ where
             for j in 0..J {
                 first[j] = v[j][0].to_f64();
             }
-            if R::PIVOT_PER_BLOCK && pass == 0 && i == 0 {
+            if (R::PIVOT_PER_BLOCK || alone && op.pivots()) && pass == 0 && i == 0 {
                 k[0] = if first[R::PIVOT_OF].is_finite() { first[R::PIVOT_OF] } else { 0.0 };
             }
-            let a = op.addends(first, k);
+            let a = op.addends(first, *k);
             for n in 0..N {
                 sums[n] += a[n];
             }
         }
         if pass + 1 < R::PASSES {
-            k = R::recentre(k, sums, per_n);
+            *k = R::recentre(*k, sums, per_n);
         }
     }
-    R::settle_wide(k, sums, per_n)
+    R::settle_wide(*k, sums, per_n)
 }
 
 /// Workspace of [`map`] for `width` elements of a row.

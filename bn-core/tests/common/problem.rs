@@ -372,3 +372,42 @@ pub fn random<T: Real>(shape: Shape, activation: Activation, extras: bool, seed:
         beta: extras.then_some(beta),
     }
 }
+
+/// |y − exact| of a channel is below this times max(1, max |y|).
+pub fn bound<T: Real>(ch: &Channel) -> f64 {
+    T::BOUND + mean_rounding(ch) * ch.gamma.abs()
+}
+
+/// Compares everything that training makes with the reference.
+pub fn compare<T: Real>(p: &Problem<T>, isa: Isa, worst: &mut Worst) {
+    let f = p.forward(isa);
+    let exact = p.exact_forward();
+    let b = p.backward(isa, &f.y, Statistics::Batch(&f.moments));
+    // The mask is taken from y as it is.
+    let gradients = p.exact_backward(&exact.channels, &f.y);
+    for (c, ch) in exact.channels.iter().enumerate() {
+        let (bound, tiny) = (bound::<T>(ch), T::ROUNDING);
+        for i in places(p.shape, c) {
+            let name = (p.shape, isa, c, i);
+            worst.check("y", &name, f.y[i].wide(), exact.y[i], bound * exact.top[c]);
+            let dx_bound = (T::BOUND + 4.0 * mean_rounding(ch)) * gradients.spread[c];
+            worst.check("dx", &name, b.dx[i].wide(), gradients.dx[i], dx_bound);
+            assert_eq!(b.dresidual[i].wide(), gradients.dresidual[i], "dresidual of {name:?}");
+        }
+        let (name, m) = ((p.shape, isa, c), f.moments[c]);
+        let far = 4.0 * f64::EPSILON * ch.mean.abs();
+        worst.check("mean", &name, m.mean, ch.mean, T::BOUND * ch.var.sqrt() + far);
+        worst.check("variance", &name, m.variance(), ch.var, T::BOUND * ch.var + far * (far + ch.var.sqrt()));
+        let (dgamma, dbeta) = (gradients.dgamma[c], gradients.dbeta[c]);
+        // The pivot of dy may be off by as much as dy varies; the rounding of the mean is multiplied
+        // by that.
+        let dot = T::BOUND * gradients.dot[c] + 2.0 * mean_rounding(ch) * gradients.far[c] + tiny * dgamma.abs();
+        worst.check("dgamma", &name, b.dgamma[c].wide(), dgamma, dot);
+        let sum = T::BOUND * gradients.sum[c] + tiny * dbeta.abs();
+        worst.check("dbeta", &name, b.dbeta[c].wide(), dbeta, sum);
+        // A constant channel is β exactly, whatever the constant.
+        if ch.var == 0.0 && p.residual.is_none() && p.activation == Activation::Identity {
+            assert!(places(p.shape, c).all(|i| f.y[i].wide() == ch.beta), "{name:?} is constant");
+        }
+    }
+}
