@@ -5,7 +5,7 @@ use crate::batch_norm::{BatchNorm, Op, Output, entry};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
-use crate::exec::{Run, Shared};
+use crate::exec::{Run, Shared, split};
 use crate::forward::MomentSink;
 use crate::kernel::Coefficients;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
@@ -14,7 +14,7 @@ use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::inverse_std;
 use crate::lanes::Scalar;
 use crate::layout::Channels;
-use crate::layout::grid::part;
+use crate::layout::grid::{ceil, part};
 use crate::moments::{GradSums, Moments};
 use crate::stages::Backward;
 
@@ -336,7 +336,7 @@ impl<T: Element> BatchNorm<T> {
     fn bands(&self, run: &Run<'_>) -> usize {
         let room = (run.workspace.len() - self.backward_scratch()) / SUM_WORDS;
         let channels = self.shape.channels();
-        if self.engine.whole() { 1 } else { channels.div_ceil(room.clamp(1, channels)) }
+        if self.engine.whole() { 1 } else { ceil(channels, room.min(channels).max(1)) }
     }
 
     /// Band `b`, what is kept of its channels ([`SUM_WORDS`] each, zeroed), and what is left to run
@@ -344,7 +344,7 @@ impl<T: Element> BatchNorm<T> {
     fn band<'r>(&self, b: usize, run: &'r mut Run<'_>) -> (Channels, &'r mut [u64], Run<'r>) {
         let (channels, bands) = (self.shape.channels(), self.bands(run));
         let band = Channels { first: part(channels, bands, b), end: part(channels, bands, b + 1) };
-        let (kept, workspace) = run.workspace.split_at_mut((band.end - band.first) * SUM_WORDS);
+        let (kept, workspace) = split(run.workspace, (band.end - band.first) * SUM_WORDS);
         kept.fill(0);
         (band, kept, Run { workspace, executor: run.executor })
     }

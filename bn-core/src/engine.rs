@@ -7,11 +7,11 @@
 use crate::dispatch::{Task, dispatch};
 use crate::element::Element;
 use crate::error::Error;
-use crate::exec::{Run, Shared, phase};
+use crate::exec::{Run, Shared, phase, split};
 use crate::isa::Isa;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar};
-use crate::layout::grid::{Grid, part};
+use crate::layout::grid::{Grid, ceil, div, part, rem};
 use crate::layout::{Channels, Place, nchw, nhwc};
 use crate::shape::Shape;
 
@@ -73,9 +73,9 @@ impl Engine {
     /// Channels per tile for so much scratch; at least what the minimum allows.
     fn tile(&self, words: usize, per_channel: usize, per_group: usize) -> usize {
         match self.grid {
-            Grid::Planes(_) => (words / per_channel).max(1),
+            Grid::Planes(_) => div(words, per_channel).max(1),
             Grid::Rows(r) if r.fold > 1 => r.channels,
-            Grid::Rows(r) => ((words / per_group).max(MIN_GROUPS) * self.lanes / r.adjacent).max(1),
+            Grid::Rows(r) => div(div(words, per_group).max(MIN_GROUPS) * self.lanes, r.adjacent).max(1),
         }
         .min(self.shape.channels())
     }
@@ -154,21 +154,21 @@ impl Engine {
         let least = self.reduce_min::<E, K, N>();
         let (cells, channels) = (self.grid.cells(), band.end - band.first);
         let partial_words = cells * channels * N;
-        let split = cells > 1 && run.workspace.len() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
-        let (width, slot) = self.slots(run, least, if split { partial_words } else { 0 });
+        let divided = cells > 1 && run.workspace.len() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
+        let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 });
         let mut tile = self.tile(slot, nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>(self.lanes));
-        let wanted = if width > 1 { (width * TASKS_PER_THREAD).div_ceil(if split { cells } else { 1 }) } else { 1 };
-        tile = tile.min(channels.div_ceil(wanted)).max(self.tile(0, 1, 1));
-        let tiles = channels.div_ceil(tile);
+        let wanted = if width > 1 { ceil(width * TASKS_PER_THREAD, if divided { cells } else { 1 }) } else { 1 };
+        tile = tile.min(ceil(channels, wanted)).max(self.tile(0, 1, 1));
+        let tiles = ceil(channels, tile);
         let of_tile = |t: usize| Channels {
             first: band.first + part(channels, tiles, t),
             end: band.first + part(channels, tiles, t + 1),
         };
-        let (partials, scratch) = run.workspace.split_at_mut(if split { partial_words } else { 0 });
+        let (partials, scratch) = split(run.workspace, if divided { partial_words } else { 0 });
         let partials = Shared(partials.as_mut_ptr().cast::<f64>());
-        if split {
+        if divided {
             phase(run.executor, width, tiles * cells, scratch, slot, &|task, scratch| {
-                let (g, channels_of) = (task / tiles, of_tile(task % tiles));
+                let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
                 let emit = |c: usize, r: [f64; N], k: [f64; K]| {
                     for (n, v) in sink.convert(c, r, k, count).into_iter().enumerate() {
@@ -246,24 +246,24 @@ impl Engine {
         // Chunks of images or rows first; then channels; then positions.
         let (items, positions) = match self.grid {
             Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
-            Grid::Rows(r) => (r.rest_first / r.fold, 0),
+            Grid::Rows(r) => (r.folded, 0),
         };
         let chunks = wanted.min(items).max(1);
         if let Grid::Planes(_) = self.grid {
-            tile = tile.min(channels.div_ceil(wanted.div_ceil(chunks)));
+            tile = tile.min(ceil(channels, ceil(wanted, chunks)));
         }
-        let tiles = channels.div_ceil(tile);
-        let pieces = wanted.div_ceil(chunks * tiles).min(positions / (64 * self.lanes)).max(1);
+        let tiles = ceil(channels, tile);
+        let pieces = ceil(wanted, chunks * tiles).min(div(positions, 64 * self.lanes)).max(1);
         let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
         phase(run.executor, width, tiles * chunks * pieces, run.workspace, slot, &|task, scratch| {
-            let (first, end) = from_to(channels, tiles, task / pieces % tiles);
+            let (first, end) = from_to(channels, tiles, rem(div(task, pieces), tiles));
             let piece = {
-                let vectors = positions / self.lanes;
-                let (a, b) = from_to(vectors, pieces, task % pieces);
+                let vectors = div(positions, self.lanes);
+                let (a, b) = from_to(vectors, pieces, rem(task, pieces));
                 (a * self.lanes, if b == vectors { positions } else { b * self.lanes })
             };
             let channels = Channels { first: band.first + first, end: band.first + end };
-            let (channels, items) = (channels, from_to(items, chunks, task / (pieces * tiles)));
+            let (channels, items) = (channels, from_to(items, chunks, div(task, pieces * tiles)));
             dispatch(
                 self.isa,
                 MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, scratch },

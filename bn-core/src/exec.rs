@@ -142,6 +142,14 @@ fn parallel(
     }
 }
 
+/// The first `n` words and the rest. Callers have checked that there are as many.
+#[inline(always)]
+pub(crate) fn split(words: &mut [u64], n: usize) -> (&mut [u64], &mut [u64]) {
+    debug_assert!(n <= words.len());
+    // Without a path to a panic.
+    words.split_at_mut_checked(n).unwrap_or_default()
+}
+
 /// A pointer to outputs whose elements different cells write.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<T>(pub(crate) *mut T);

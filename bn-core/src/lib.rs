@@ -51,3 +51,8 @@ pub use shape::{Layout, Shape};
 
 /// Changes when any bit of any result does.
 pub const BITS_VERSION: u32 = 1;
+
+/// The README's snippet, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -20,7 +20,7 @@ const PLANES: [usize; 17] =
 fn check<T: Real>(layout: Layout, n: usize, c: usize, s: usize, worst: &mut Worst) {
     let shape = Shape::new(layout, n, c, &[s]).unwrap();
     // gamma, beta and residual, or none of them; a mask, or none.
-    let (affine, relu) = ((n + c + s) % 2 == 0, (n + s) % 3 == 0);
+    let (affine, relu) = ((n + c + s).is_multiple_of(2), (n + s).is_multiple_of(3));
     let activation = if relu { Activation::Relu } else { Activation::Identity };
     let p: Problem<T> = random(shape, activation, affine, (n * 1_000_003 + c * 1009 + s) as u64);
     compare(&p, Isa::PORTABLE, worst);

@@ -21,12 +21,33 @@ pub(crate) const CHAIN: usize = 16;
 /// Cells per channel.
 pub(crate) const MAX_CELLS: usize = 32;
 
+/// ⌊n/d⌋. Nothing here divides by 0, but the compiler does not see that; with these a release build
+/// holds no path to a panic (which `ci/firmware.sh` proves).
+#[inline(always)]
+pub(crate) fn div(n: usize, d: usize) -> usize {
+    debug_assert!(d > 0);
+    n / d.max(1)
+}
+
+/// n mod d; see [`div`].
+#[inline(always)]
+pub(crate) fn rem(n: usize, d: usize) -> usize {
+    debug_assert!(d > 0);
+    n % d.max(1)
+}
+
+/// ⌈n/d⌉; see [`div`].
+#[inline(always)]
+pub(crate) fn ceil(n: usize, d: usize) -> usize {
+    debug_assert!(d > 0);
+    n.div_ceil(d.max(1))
+}
+
 /// Where part `i` starts when `n` is cut into `parts` whose sizes differ by at most one.
 #[inline(always)]
 pub(crate) fn part(n: usize, parts: usize, i: usize) -> usize {
-    debug_assert!(parts > 0 && i <= parts);
-    let parts = parts.max(1);
-    n / parts * i + (n % parts).min(i)
+    debug_assert!(i <= parts);
+    div(n, parts) * i + rem(n, parts).min(i)
 }
 
 /// `⌊n · fraction / 2³²⌋` or one less, below `n`.
@@ -141,16 +162,16 @@ impl Planes {
     fn new(images: usize, channels: usize, positions: usize, lanes: usize) -> Self {
         let visits = Visits::new(images);
         let width = visits.width().max(1);
-        let vectors = positions.div_ceil(lanes);
-        let pieces = vectors.div_ceil(CHAIN * (CHAIN / width));
-        let runs = vectors.div_ceil(pieces).div_ceil(CHAIN);
+        let vectors = ceil(positions, lanes);
+        let pieces = ceil(vectors, CHAIN * (CHAIN / width)).max(1);
+        let runs = ceil(vectors, pieces).div_ceil(CHAIN);
         let spanning = vectors * width <= CHAIN;
         let per_block = match (pieces, spanning) {
             (2.., _) => 1,
             (_, true) => CHAIN,
-            _ => (CHAIN / (width * runs)).max(1),
+            _ => div(CHAIN, width * runs).max(1),
         };
-        let visit_blocks = visits.len().div_ceil(per_block);
+        let visit_blocks = ceil(visits.len(), per_block);
         let cells = visit_blocks.saturating_mul(pieces).clamp(1, MAX_CELLS);
         Planes { channels, positions, visits, vectors, pieces, visit_blocks, spanning, cells }
     }
@@ -177,8 +198,8 @@ impl Planes {
         let (first, end) = self.blocks(g);
         (first..end)
             .map(|b| {
-                let (v0, v1) = self.block_visits(b / self.pieces);
-                self.visits.items(v0, v1) as u64 * self.piece(b % self.pieces, lanes).elements as u64
+                let (v0, v1) = self.block_visits(div(b, self.pieces));
+                self.visits.items(v0, v1) as u64 * self.piece(rem(b, self.pieces), lanes).elements as u64
             })
             .sum()
     }
@@ -198,9 +219,10 @@ pub(crate) struct Rows {
     /// Elements of a folded row.
     pub(crate) width: usize,
     pub(crate) visits: Visits,
-    /// Unfolded rows left over, and the first of them.
+    /// Folded rows.
+    pub(crate) folded: usize,
+    /// Unfolded rows left over.
     pub(crate) rest: usize,
-    pub(crate) rest_first: usize,
     blocks: usize,
     pub(crate) cells: usize,
 }
@@ -226,7 +248,7 @@ impl Rows {
         if !(base * fold).is_multiple_of(lanes) {
             fold = narrow;
         }
-        let folded = rows / fold;
+        let folded = div(rows, fold);
         let visits = Visits::new(folded);
         let blocks = visits.len().div_ceil(ROW_VISITS);
         Rows {
@@ -235,8 +257,8 @@ impl Rows {
             fold,
             width: base * fold,
             visits,
-            rest: rows % fold,
-            rest_first: folded * fold,
+            rest: rem(rows, fold),
+            folded,
             blocks,
             cells: blocks.clamp(1, MAX_CELLS),
         }

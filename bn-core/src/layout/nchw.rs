@@ -3,7 +3,7 @@
 //! Sums visit the tensor in memory order, four images a quarter of the batch apart in lockstep;
 //! elements are mapped image by image.
 
-use super::grid::{CHAIN, Piece, Planes, SAMPLES, part, sample_anywhere};
+use super::grid::{CHAIN, Piece, Planes, SAMPLES, div, part, rem, sample_anywhere};
 use super::{
     Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
     store_all, tree, words_for,
@@ -67,7 +67,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let mut block = first;
     while block < end {
         // A block of visits, and those of its pieces that are in this cell.
-        let (b, p0) = (block / geo.pieces, block % geo.pieces);
+        let (b, p0) = (div(block, geo.pieces), rem(block, geo.pieces));
         let p1 = geo.pieces.min(p0 + (end - block));
         let (v0, v1) = geo.block_visits(b);
         let items = geo.visits.items(v0, v1);

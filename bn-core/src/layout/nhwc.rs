@@ -6,7 +6,7 @@
 //! stored once per four rows. Neighbouring rows in lockstep would share pages and run at a third
 //! of that speed.
 
-use super::grid::{ROW_CHAIN, Rows, SAMPLES};
+use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
 use super::{
     Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
     store_all, store_lanes, words_for,
@@ -89,7 +89,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
 
     for i in 1..K {
         for e in 0..seg.width {
-            let k = op.constant((seg.start + e) / geo.adjacent % geo.channels, i);
+            let k = op.constant(rem(div(seg.start + e, geo.adjacent), geo.channels), i);
             // SAFETY: e < width ≤ slots.
             unsafe { *t.constants.add(i * slots + e) = k };
         }
@@ -111,7 +111,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         // The virtual channels of a channel share the pivot of the first, so that their sums can be
         // added.
         for e in 0..seg.width {
-            let first = e % (geo.channels * geo.adjacent) / geo.adjacent * geo.adjacent;
+            let first = div(rem(e, geo.channels * geo.adjacent), geo.adjacent) * geo.adjacent;
             if first != e {
                 // SAFETY: both are below the width, and `first` has its final value.
                 unsafe { *t.constants.add(e) = *t.constants.add(first) };
@@ -163,7 +163,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     // Virtual channels to channels, one virtual index after the other so that the inner loop runs
     // over channels.
     let (base, width) = (geo.channels * geo.adjacent, channels.end - channels.first);
-    let at = |c: usize, i: usize| seg.slot(i / geo.adjacent * base + c * geo.adjacent + i % geo.adjacent, lanes_of);
+    let at =
+        |c: usize, i: usize| seg.slot(div(i, geo.adjacent) * base + c * geo.adjacent + rem(i, geo.adjacent), lanes_of);
     if before > 0 {
         for i in 1..geo.fold * geo.adjacent {
             let join = Join::new(before * i as u64, before);
@@ -497,8 +498,8 @@ where
     for pass in 0..R::PASSES {
         sums = [0.0; N];
         for i in 0..n as usize {
-            let at = i / geo.adjacent * base + channel * geo.adjacent + i % geo.adjacent;
-            let p = Place::rows_of(from, geo.rest_first / geo.fold, at);
+            let at = div(i, geo.adjacent) * base + channel * geo.adjacent + rem(i, geo.adjacent);
+            let p = Place::rows_of(from, geo.folded, at);
             let mut x = [Vec::<E, Portable>::splat(Portable, Compute::<E>::ZERO); I];
             for j in 0..I {
                 // SAFETY: by the caller; the rows left over follow the last folded one.
@@ -577,7 +578,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         // SAFETY: the row is inside the geometry, the segment inside the row.
         unsafe { map_row(lanes, op, from, to, row, seg.start, seg.width, &table) };
     }
-    if end == geo.rest_first / geo.fold && geo.rest > 0 {
+    if end == geo.folded && geo.rest > 0 {
         // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
         unsafe { map_row(lanes, op, from, to, end, 0, geo.rest * base, &table) };
     }
