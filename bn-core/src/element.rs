@@ -25,6 +25,16 @@ impl Element for f64 {
     type Param = f64;
 }
 
+#[cfg(feature = "half")]
+impl Element for half::f16 {
+    type Param = f32;
+}
+
+#[cfg(feature = "half")]
+impl Element for half::bf16 {
+    type Param = f32;
+}
+
 pub(crate) mod sealed {
     use super::*;
     pub use crate::stages::Stages;
@@ -77,4 +87,32 @@ pub(crate) mod sealed {
     }
     native!(f32, F32);
     native!(f64, F64);
+
+    #[cfg(feature = "half")]
+    macro_rules! half {
+        ($t:ty, $load:ident, $store:ident, $widen:ident) => {
+            impl Storage for $t {
+                type Compute = f32;
+                type Vec<L: Lanes> = L::F32;
+                #[inline(always)]
+                unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> L::F32 {
+                    // SAFETY: the caller's promise is the same; the type is its bits.
+                    unsafe { lanes.$load(p.cast()) }
+                }
+                #[inline(always)]
+                unsafe fn store<L: Lanes>(v: L::F32, p: *mut Self) {
+                    // SAFETY: as above.
+                    unsafe { L::$store(v, p.cast()) }
+                }
+                #[inline(always)]
+                fn get(self) -> f32 {
+                    crate::lanes::half::$widen(self.to_bits())
+                }
+            }
+        };
+    }
+    #[cfg(feature = "half")]
+    half!(half::f16, load_f16, store_f16, widen_f16);
+    #[cfg(feature = "half")]
+    half!(half::bf16, load_bf16, store_bf16, widen_bf16);
 }

@@ -177,3 +177,7 @@ macro_rules! stages {
 }
 stages!(f32);
 stages!(f64);
+#[cfg(feature = "half")]
+stages!(half::f16);
+#[cfg(feature = "half")]
+stages!(half::bf16);

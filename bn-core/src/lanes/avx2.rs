@@ -29,6 +29,58 @@ pub(crate) struct F64(__m256d, __m256d);
 impl Lanes for Avx2 {
     type F32 = F32;
     type F64 = F64;
+
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> F32 {
+        // SAFETY: the token proves F16C; the range is the caller's promise.
+        unsafe { F32(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))) }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_f16(v: F32, p: *mut u16) {
+        // SAFETY: as above.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> F32 {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
+            F32(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_bf16(v: F32, p: *mut u16) {
+        // SAFETY: as above.
+        unsafe {
+            // Packing works on 128-bit halves: 0–3, 8–11, 4–7, 12–15, put in order afterwards.
+            let packed = _mm256_packus_epi32(round_bf16(v.0), round_bf16(v.1));
+            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+}
+
+/// Rounded to bfloat16, in the low half of each lane: see [`super::half::narrow_bf16`].
+#[cfg(feature = "half")]
+#[inline(always)]
+fn round_bf16(v: __m256) -> __m256i {
+    // SAFETY: called with vectors that a token made.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let high = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        _mm256_blendv_epi8(_mm256_srli_epi32::<16>(rounded), quiet, nan)
+    }
 }
 
 macro_rules! operator {

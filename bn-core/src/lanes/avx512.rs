@@ -28,6 +28,44 @@ pub(crate) struct F64(__m512d);
 impl Lanes for Avx512 {
     type F32 = F32;
     type F64 = F64;
+
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> F32 {
+        // SAFETY: the token proves AVX-512; the range is the caller's promise.
+        unsafe { F32(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_f16(v: F32, p: *mut u16) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)) }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> F32 {
+        // SAFETY: as above.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            F32(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_bf16(v: F32, p: *mut u16) {
+        // SAFETY: as above. The rounding is that of `super::half::narrow_bf16`; the instruction for
+        // it, VCVTNEPS2BF16, flushes subnormals.
+        unsafe {
+            let bits = _mm512_castps_si512(v.0);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v.0, v.0);
+            let r = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32::<16>(rounded), quiet);
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(r));
+        }
+    }
 }
 
 macro_rules! operator {

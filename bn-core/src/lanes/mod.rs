@@ -15,6 +15,8 @@
 pub(crate) mod avx2;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub(crate) mod avx512;
+#[cfg(feature = "half")]
+pub(crate) mod half;
 pub(crate) mod portable;
 
 use core::ops::{Add, Mul, Sub};
@@ -25,6 +27,30 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
     /// 8 lanes of f64.
     type F64: Vector<Scalar = f64, Token = Self, Wide = Self::F64>;
+    /// Reads 16 halves (IEEE binary16) and widens them exactly.
+    ///
+    /// # Safety
+    /// `p` is valid for reading that many.
+    #[cfg(feature = "half")]
+    unsafe fn load_f16(self, p: *const u16) -> Self::F32;
+    /// Rounds to halves, to nearest even, and writes 16 of them.
+    ///
+    /// # Safety
+    /// `p` is valid for writing that many.
+    #[cfg(feature = "half")]
+    unsafe fn store_f16(v: Self::F32, p: *mut u16);
+    /// Reads 16 bfloat16 and widens them exactly.
+    ///
+    /// # Safety
+    /// As for [`Lanes::load_f16`].
+    #[cfg(feature = "half")]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F32;
+    /// Rounds to bfloat16, to nearest even, and writes 16 of them.
+    ///
+    /// # Safety
+    /// As for [`Lanes::store_f16`].
+    #[cfg(feature = "half")]
+    unsafe fn store_bf16(v: Self::F32, p: *mut u16);
 }
 
 /// A scalar that the kernels calculate in.

@@ -1,6 +1,8 @@
 //! Lanes on the vectors of `wide`: SSE2, NEON, simd128 or plain arrays, whatever the target has at
 //! compile time. This is the ISA of every target, and the reference for the others' bits.
 
+#[cfg(feature = "half")]
+use super::half;
 use super::{Lanes, Real, Vector, WINDOW32, WINDOW64};
 use core::ops::{Add, Mul, Sub};
 use wide::{f32x16, f64x8};
@@ -18,6 +20,49 @@ pub(crate) struct F64(f64x8);
 impl Lanes for Portable {
     type F32 = F32;
     type F64 = F64;
+
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> F32 {
+        // SAFETY: by the caller.
+        let h = unsafe { p.cast::<[u16; 16]>().read_unaligned() };
+        let mut v = [0.0; 16];
+        for i in 0..16 {
+            v[i] = half::widen_f16(h[i]);
+        }
+        F32(f32x16::new(v))
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_f16(v: F32, p: *mut u16) {
+        let (v, mut h) = (v.0.to_array(), [0; 16]);
+        for i in 0..16 {
+            h[i] = half::narrow_f16(v[i]);
+        }
+        // SAFETY: by the caller.
+        unsafe { p.cast::<[u16; 16]>().write_unaligned(h) }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> F32 {
+        // SAFETY: by the caller.
+        let h = unsafe { p.cast::<[u16; 16]>().read_unaligned() };
+        let mut v = [0.0; 16];
+        for i in 0..16 {
+            v[i] = half::widen_bf16(h[i]);
+        }
+        F32(f32x16::new(v))
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn store_bf16(v: F32, p: *mut u16) {
+        let (v, mut h) = (v.0.to_array(), [0; 16]);
+        for i in 0..16 {
+            h[i] = half::narrow_bf16(v[i]);
+        }
+        // SAFETY: by the caller.
+        unsafe { p.cast::<[u16; 16]>().write_unaligned(h) }
+    }
 }
 
 macro_rules! operators {
