@@ -1,0 +1,251 @@
+//! Forward, inference and backward give the same bits with any number of threads, in reverse order,
+//! with any workspace.
+
+mod common;
+
+use bn_core::{
+    Activation, Affine, BackwardInput, BatchNorm, Executor, Gradients, Layout, Moments, Op, Run, Serial, Shape,
+    Statistics,
+};
+use bn_std::Rayon;
+use common::executors::{Log, Reversed, Rush, Threads};
+use common::{Random, Real, difference, moment_bits};
+use std::sync::{LazyLock, Mutex};
+
+/// Batch, channels, spatial dimensions.
+type Dimensions = (usize, usize, &'static [usize]);
+
+/// The batch norms of ResNet-50.
+const RESNET_50: [Dimensions; 9] = [
+    (1, 64, &[112, 112]),
+    (2, 64, &[56, 56]),
+    (1, 256, &[56, 56]),
+    (3, 128, &[28, 28]),
+    (1, 512, &[28, 28]),
+    (5, 256, &[14, 14]),
+    (2, 1024, &[14, 14]),
+    (6, 512, &[7, 7]),
+    (3, 2048, &[7, 7]),
+];
+
+/// Few channels and one large image: only its positions can be shared out.
+const FEW_CHANNELS: [Dimensions; 3] = [(1, 1, &[512, 513]), (1, 3, &[384, 401]), (1, 8, &[256, 255])];
+
+const ODD: [Dimensions; 12] = [
+    // Tiny.
+    (2, 1, &[]),
+    (1, 1, &[2]),
+    (2, 3, &[2, 2]),
+    (3, 17, &[3, 5]),
+    // Planes of 7 × 7, in batches that four does not divide.
+    (7, 33, &[7, 7]),
+    (67, 20, &[7, 7]),
+    // Dense.
+    (2, 7, &[]),
+    (1023, 100, &[]),
+    (70000, 1, &[]),
+    (33, 3000, &[]),
+    // Sound, volume.
+    (5, 24, &[701]),
+    (2, 12, &[6, 20, 21]),
+];
+
+static POOL: LazyLock<rayon::ThreadPool> =
+    LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap());
+
+struct Problem<T: Real> {
+    bn: BatchNorm<T>,
+    x: Vec<T>,
+    /// Of every second problem, together with a ReLU.
+    residual: Option<Vec<T>>,
+    dy: Vec<T>,
+    gamma: Vec<T>,
+    beta: Vec<T>,
+    mean: Vec<T>,
+    var: Vec<T>,
+}
+
+/// Everything that the calls write.
+#[derive(Clone)]
+struct Results<T> {
+    y: Vec<T>,
+    inference: Vec<T>,
+    moments: Vec<Moments>,
+    dx: Vec<T>,
+    dresidual: Vec<T>,
+    dgamma: Vec<T>,
+    dbeta: Vec<T>,
+}
+
+/// How much workspace a run gets.
+#[derive(Clone, Copy, Debug)]
+enum Words {
+    Min,
+    /// Enough for three tasks at once, not for the results of cells.
+    ThreeTimesMin,
+    Best,
+}
+
+impl<T: Real> Problem<T> {
+    fn new(layout: Layout, (batch, channels, spatial): Dimensions, seed: u64) -> Self {
+        let shape = Shape::new(layout, batch, channels, spatial).unwrap();
+        let mut bn = BatchNorm::new(shape, 1e-5).unwrap();
+        let mut random = Random(seed);
+        let fused = seed % 2 == 1;
+        if fused {
+            bn = bn.with_activation(Activation::Relu).unwrap();
+        }
+        // A mean far from 0 makes every change in the order of additions show.
+        let x = random.values(shape.len(), 30.0);
+        Problem {
+            bn,
+            x,
+            residual: fused.then(|| random.values(shape.len(), -1.0)),
+            dy: random.values(shape.len(), -0.5),
+            gamma: random.values(channels, 0.5),
+            beta: random.values(channels, -1.0),
+            mean: random.values(channels, 30.0),
+            var: random.values(channels, 0.1),
+        }
+    }
+
+    fn run(&self, executor: &dyn Executor, words: Words) -> Results<T> {
+        let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
+        let zeros = |n| vec![T::of(0.0); n];
+        let mut r = Results {
+            y: zeros(n),
+            inference: zeros(n),
+            moments: vec![Moments::EMPTY; c],
+            dx: zeros(n),
+            dresidual: zeros(n),
+            dgamma: zeros(c),
+            dbeta: zeros(c),
+        };
+        // Garbage in it must not matter either.
+        let mut memory = Vec::new();
+        let mut workspace = |op| {
+            let len = match words {
+                Words::Min => bn.workspace_min(op),
+                Words::ThreeTimesMin => 3 * bn.workspace_min(op),
+                Words::Best => bn.workspace_best(op, executor.width()),
+            };
+            memory = vec![0xfff4_dead_fff4_beef; len];
+            std::mem::take(&mut memory)
+        };
+        let (residual, affine) = (self.residual.as_deref(), Affine::new(&self.gamma, &self.beta));
+        let mut memory = workspace(Op::ForwardTraining);
+        let run = Run::on(executor, &mut memory);
+        bn.forward_training(&self.x, residual, affine, &mut r.y[..], &mut r.moments, run).unwrap();
+        let mut memory = workspace(Op::Inference);
+        let run = Run::on(executor, &mut memory);
+        bn.inference(&self.x, residual, affine, &self.mean, &self.var, &mut r.inference[..], run).unwrap();
+        let mut memory = workspace(Op::Backward);
+        let run = Run::on(executor, &mut memory);
+        let input = BackwardInput {
+            x: &self.x,
+            y: Some(&r.y),
+            dy: &self.dy,
+            gamma: Some(&self.gamma),
+            statistics: Statistics::Batch(&r.moments),
+        };
+        let output = Gradients {
+            dx: Some(r.dx.as_mut_slice().into()),
+            dresidual: residual.map(|_| r.dresidual.as_mut_slice().into()),
+            dgamma: Some(&mut r.dgamma),
+            dbeta: Some(&mut r.dbeta),
+        };
+        bn.backward(input, output, run).unwrap();
+        r
+    }
+
+    fn check(&self) {
+        let expected = self.run(&Serial, Words::Best);
+        assert!(expected.y.iter().any(|v| v.wide() != 0.0) && expected.dgamma.iter().all(|v| v.wide().is_finite()));
+        let rayon = Rayon::on(&POOL);
+        let executors: [(&str, &dyn Executor, &[Words]); 8] = [
+            ("1 thread", &Threads(1), &[Words::Min]),
+            ("2 threads", &Threads(2), &[Words::Best]),
+            ("3 threads", &Threads(3), &[Words::Best, Words::ThreeTimesMin]),
+            ("7 threads", &Threads(7), &[Words::Min, Words::Best]),
+            ("16 threads", &Threads(16), &[Words::Best]),
+            ("rayon, 16 threads", &rayon, &[Words::Best]),
+            ("5 threads in reverse order", &Reversed(5), &[Words::Best, Words::ThreeTimesMin]),
+            ("4 threads at once", &Rush(4), &[Words::Best]),
+        ];
+        for (name, executor, workspaces) in executors {
+            for &words in workspaces {
+                let got = self.run(executor, words);
+                let context = || format!("{:?} {name}, workspace {words:?}", self.bn.shape());
+                for (what, got, expected) in [
+                    ("y", &got.y, &expected.y),
+                    ("inference", &got.inference, &expected.inference),
+                    ("dx", &got.dx, &expected.dx),
+                    ("dresidual", &got.dresidual, &expected.dresidual),
+                    ("dgamma", &got.dgamma, &expected.dgamma),
+                    ("dbeta", &got.dbeta, &expected.dbeta),
+                ] {
+                    if let Some(difference) = difference(got, expected) {
+                        panic!("{}: {what}: {difference}", context());
+                    }
+                }
+                assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{}: moments", context());
+            }
+        }
+    }
+}
+
+fn check<T: Real>(layout: Layout) {
+    for (i, dimensions) in RESNET_50.into_iter().chain(FEW_CHANNELS).chain(ODD).enumerate() {
+        Problem::<T>::new(layout, dimensions, i as u64).check();
+    }
+}
+
+#[test]
+fn nchw_f32() {
+    check::<f32>(Layout::Nchw);
+}
+
+#[test]
+fn nhwc_f32() {
+    check::<f32>(Layout::Nhwc);
+}
+
+#[test]
+fn nchw_f64() {
+    check::<f64>(Layout::Nchw);
+}
+
+#[test]
+fn nhwc_f64() {
+    check::<f64>(Layout::Nhwc);
+}
+
+/// The tests above would pass if nothing ever ran on two threads.
+#[test]
+fn large_tensors_are_shared_out_and_tiny_ones_are_not() {
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        for dimensions in RESNET_50.into_iter().chain(FEW_CHANNELS) {
+            for width in [2, 3, 7, 16] {
+                let log = Log { width, ..Log::default() };
+                let problem = Problem::<f32>::new(layout, dimensions, 0);
+                problem.run(&log, Words::Best);
+                let phases = log.phases.into_inner().unwrap();
+                // Sums and map in forward and in backward, and the map of inference.
+                assert_eq!(phases, [width; 5], "{:?}", problem.bn.shape());
+            }
+        }
+        let log = Log { width: 16, ..Log::default() };
+        for dimensions in ODD.into_iter().filter(|(n, c, s)| n * c * s.iter().product::<usize>() < 10_000) {
+            Problem::<f32>::new(layout, dimensions, 0).run(&log, Words::Best);
+        }
+        assert_eq!(*log.phases.lock().unwrap(), []);
+    }
+}
+
+#[test]
+fn reverse_order_is_what_it_says() {
+    let threads = Mutex::new(Vec::new());
+    Reversed(4).run(4, &|| threads.lock().unwrap().push(std::thread::current().name().map(str::to_owned)));
+    let names: Vec<String> = threads.into_inner().unwrap().into_iter().flatten().collect();
+    assert_eq!(names, ["3", "2", "1", "0"]);
+}
