@@ -16,6 +16,7 @@ use crate::lanes::Scalar;
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
 use crate::moments::{GradSums, Moments};
+use crate::shape::Operand;
 use crate::stages::Backward;
 
 /// The statistics that a forward pass used, which decide what its gradient is.
@@ -96,7 +97,7 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check_backward(&input, run.workspace.len())?;
-        self.check_len("dy", input.dy.len())?;
+        self.check_len(Operand::Dy, input.dy.len())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
@@ -116,7 +117,8 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check_backward(&input, run.workspace.len())?;
-        self.check_len("dy", dy_to_dx.len())?;
+        self.check_len(Operand::Dy, dy_to_dx.len())?;
+        self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check_gradients(&output)?;
         if !input.dy.is_empty() {
             return Err(Error::Unused { what: "input.dy" });
@@ -148,7 +150,7 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check_backward(&input, run.workspace.len())?;
-        self.check_len("dy", input.dy.len())?;
+        self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
         sums.fill(GradSums::default());
         for b in 0..self.bands(&run) {
@@ -164,13 +166,7 @@ impl<T: Element> BatchNorm<T> {
                     let sink = MomentSink { at: moments, first: band.first };
                     // SAFETY: the lengths have been checked; x is borrowed for reading.
                     unsafe {
-                        T::sum_moments(
-                            &self.engine,
-                            self.engine.place(input.x.as_ptr().cast_mut()),
-                            band,
-                            &sink,
-                            &mut run,
-                        )?
+                        T::sum_moments(&self.engine, self.place(Operand::X, input.x.as_ptr()), band, &sink, &mut run)?
                     };
                     About::Known(&off)
                 }
@@ -197,7 +193,7 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check_backward(&input, run.workspace.len())?;
-        self.check_len("dy", input.dy.len())?;
+        self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
@@ -209,9 +205,9 @@ impl<T: Element> BatchNorm<T> {
     }
 
     fn check_backward(&self, input: &BackwardInput<'_, T>, workspace: usize) -> Result<(), Error> {
-        self.check_len("x", input.x.len())?;
+        self.check_len(Operand::X, input.x.len())?;
         match (input.y, self.activation) {
-            (Some(y), _) => self.check_len("y", y.len())?,
+            (Some(y), _) => self.check_len(Operand::Y, y.len())?,
             (None, Activation::Identity) => {}
             (None, _) => return Err(Error::Missing { what: "y" }),
         }
@@ -230,10 +226,10 @@ impl<T: Element> BatchNorm<T> {
 
     fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
         if let Some(dx) = &output.dx {
-            self.check_len("dx", dx.len)?;
+            self.check_len(Operand::Dx, dx.len)?;
         }
         if let Some(dr) = &output.dresidual {
-            self.check_len("dresidual", dr.len)?;
+            self.check_len(Operand::Dresidual, dr.len)?;
         }
         if let Some(d) = &output.dgamma {
             self.check_channels("dgamma", d.len())?;
@@ -379,12 +375,11 @@ impl<T: Element> BatchNorm<T> {
 
     /// What the passes read.
     fn inputs(&self, input: &BackwardInput<'_, T>, dy: *const T) -> Backward<T> {
-        let e = &self.engine;
         let mask = input.y.filter(|_| self.activation != Activation::Identity);
         Backward {
-            x: e.place(input.x.as_ptr().cast_mut()),
-            dy: e.place(dy.cast_mut()),
-            y: mask.map(|y| e.place(y.as_ptr().cast_mut())),
+            x: self.place(Operand::X, input.x.as_ptr()),
+            dy: self.place(Operand::Dy, dy),
+            y: mask.map(|y| self.place(Operand::Y, y.as_ptr())),
         }
     }
 
@@ -418,7 +413,8 @@ impl<T: Element> BatchNorm<T> {
         let scale = |c| entry(input.gamma, c, 1.0) * inverse(c);
         let activation = self.activation;
         let inputs = self.inputs(input, dy);
-        let (dx, dr) = (output.dx.map(|o| e.place(o.ptr)), output.dresidual.map(|o| e.place(o.ptr)));
+        let dx = output.dx.map(|o| self.place(Operand::Dx, o.ptr));
+        let dr = output.dresidual.map(|o| self.place(Operand::Dresidual, o.ptr));
         let frozen = matches!(statistics, Statistics::Running { .. });
         let multiply = |s: f64| Coefficients { narrow: [s], wide: [s], safe: factor_is_safe::<T::Param>(s) };
         // SAFETY: by the caller; maps only read from their inputs.

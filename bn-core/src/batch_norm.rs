@@ -6,7 +6,8 @@ use crate::element::{Element, Param};
 use crate::engine::Engine;
 use crate::error::{Error, length};
 use crate::isa::Isa;
-use crate::shape::Shape;
+use crate::layout::Place;
+use crate::shape::{Operand, Shape, Strides};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
@@ -34,6 +35,8 @@ use core::mem::MaybeUninit;
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<T: Element> {
     pub(crate) shape: Shape,
+    /// Resolved.
+    strides: Strides,
     pub(crate) epsilon: f64,
     pub(crate) activation: Activation,
     pub(crate) one_value: bool,
@@ -68,8 +71,10 @@ impl<T: Element> BatchNorm<T> {
         if !(0.0..f64::INFINITY).contains(&epsilon) {
             return Err(Error::Epsilon { got: epsilon });
         }
+        let strides = Strides::DENSE.resolve(&shape)?;
         Ok(BatchNorm {
             shape,
+            strides,
             epsilon,
             activation: Activation::Identity,
             one_value: false,
@@ -94,6 +99,20 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
+    /// With operands that are parts of larger tensors. Results are those of dense operands, bit for bit;
+    /// where runs are at least a vector long (16 elements), so is the speed.
+    ///
+    /// A strided operand's slice starts at its first element and reaches at least to its last; what
+    /// lies between its runs is neither read nor written.
+    ///
+    /// # Errors
+    /// [`Error::Stride`] where elements would overlap, or reach beyond the address space.
+    pub fn with_strides(mut self, strides: Strides) -> Result<Self, Error> {
+        self.strides = strides.resolve(&self.shape)?;
+        self.engine.stride::<T>(&self.strides);
+        Ok(self)
+    }
+
     /// Allows training on a single value per channel, whose variance is 0, so that y = β (plus
     /// residual). Without this that is [`Error::TooFewValues`], as in PyTorch.
     pub fn allow_one_value(mut self) -> Self {
@@ -104,6 +123,10 @@ impl<T: Element> BatchNorm<T> {
     /// The shape.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+    /// The strides, with zeros replaced by what they mean.
+    pub fn strides(&self) -> Strides {
+        self.strides
     }
     /// What is added to the variance.
     pub fn epsilon(&self) -> f64 {
@@ -147,8 +170,20 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    pub(crate) fn check_len(&self, what: &'static str, got: usize) -> Result<(), Error> {
-        length(what, got, self.shape.len())
+    /// A dense operand has its length; a strided one at least reaches its last element.
+    pub(crate) fn check_len(&self, operand: Operand, got: usize) -> Result<(), Error> {
+        let span = self.strides.of(operand).span(&self.shape);
+        if span > self.shape.len() && got > span { Ok(()) } else { length(operand.name(), got, span) }
+    }
+
+    /// A call in place writes where it reads.
+    pub(crate) fn check_in_place(&self, input: Operand, output: Operand) -> Result<(), Error> {
+        let (input, output) = (self.strides.of(input), self.strides.of(output));
+        if input == output { Ok(()) } else { Err(Error::InPlaceStrides { input, output }) }
+    }
+
+    pub(crate) fn place(&self, operand: Operand, ptr: *const T) -> Place<T> {
+        self.engine.place(ptr.cast_mut(), self.strides.of(operand))
     }
 
     pub(crate) fn check_channels(&self, what: &'static str, got: usize) -> Result<(), Error> {

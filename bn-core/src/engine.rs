@@ -13,7 +13,7 @@ use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
 use crate::layout::{Channels, Place, nchw, nhwc};
-use crate::shape::Shape;
+use crate::shape::{Shape, Stride, Strides};
 
 /// Scratch of a task, in words, that leaves the rest of a first-level cache to the data.
 const IDEAL_SCRATCH: usize = 4096;
@@ -30,7 +30,16 @@ pub(crate) struct Engine {
     shape: Shape,
     grid: Grid,
     lanes: usize,
+    /// Whether some operand has to be staged.
+    staged: bool,
     pub(crate) isa: Isa,
+}
+
+/// Words of scratch: so many, and so many for each channel (planes) or vector of a row (rows).
+#[derive(Clone, Copy)]
+struct Need {
+    fixed: usize,
+    unit: usize,
 }
 
 /// What becomes of the results of cells.
@@ -49,15 +58,17 @@ impl Engine {
         let lanes = E::Compute::LANES;
         let (batch, spatial) = if shape.is_empty() { (0, 1) } else { (shape.batch(), shape.spatial()) };
         let grid = Grid::new(shape.layout(), batch, shape.channels(), spatial, lanes);
-        Engine { shape, grid, lanes, isa }
+        Engine { shape, grid, lanes, staged: false, isa }
     }
 
-    /// A dense operand.
-    pub(crate) fn place<E: Element>(&self, ptr: *mut E) -> Place<E> {
-        match self.grid {
-            Grid::Planes(p) => Place::planes(ptr, p.channels * p.positions, p.positions),
-            Grid::Rows(r) => Place::rows(ptr, r.width),
-        }
+    /// An operand; its strides are resolved.
+    pub(crate) fn place<E: Element>(&self, ptr: *mut E, stride: Stride) -> Place<E> {
+        Place::new(ptr, &self.shape, &self.grid, stride)
+    }
+
+    /// Takes note of the strides of all operands.
+    pub(crate) fn stride<E: Element>(&mut self, s: &Strides) {
+        self.staged = s.all().iter().any(|&s| !self.place(core::ptr::null_mut::<E>(), s).contiguous);
     }
 
     /// All channels.
@@ -71,56 +82,83 @@ impl Engine {
     }
 
     /// Channels per tile for so much scratch; at least what the minimum allows.
-    fn tile(&self, words: usize, per_channel: usize, per_group: usize) -> usize {
+    fn tile(&self, words: usize, need: Need) -> usize {
         match self.grid {
-            Grid::Planes(_) => div(words, per_channel).max(1),
+            Grid::Planes(_) => div(words.saturating_sub(need.fixed), need.unit).max(1),
             Grid::Rows(r) if r.fold > 1 => r.channels,
-            Grid::Rows(r) => div(div(words, per_group).max(MIN_GROUPS) * self.lanes, r.adjacent).max(1),
+            Grid::Rows(r) => div(div(words, need.unit).max(MIN_GROUPS) * self.lanes, r.adjacent).max(1),
         }
         .min(self.shape.channels())
     }
 
-    /// The least scratch that a task works with.
-    fn least(&self, per_channel: usize, row: impl Fn(usize) -> usize) -> usize {
+    /// What a reduction of this grid needs.
+    fn reduce_need<E: Element, const K: usize, const N: usize>(&self) -> Need {
         match self.grid {
-            Grid::Planes(_) => per_channel,
-            Grid::Rows(r) if r.fold > 1 => row(r.width),
-            Grid::Rows(r) => row(r.width.min(MIN_GROUPS * self.lanes)),
+            Grid::Planes(_) => self.need::<E>(nchw::reduce_words::<E, K, N>()),
+            Grid::Rows(_) => self.need::<E>(nhwc::reduce_words::<E, K, N>(self.lanes)),
+        }
+    }
+
+    /// What a map of this grid needs.
+    fn map_need<E: Element, const K: usize>(&self) -> Need {
+        match self.grid {
+            Grid::Planes(_) => self.need::<E>(nchw::map_words::<K>()),
+            Grid::Rows(r) if r.fold > 1 => {
+                let stage = if self.staged { nhwc::stage_words::<E>(r.width) } else { 0 };
+                Need { fixed: nhwc::map_words::<E, K>(r.width, r.channels) + stage, unit: 0 }
+            }
+            Grid::Rows(r) => self.need::<E>(nhwc::map_words::<E, K>(self.lanes, ceil(self.lanes, r.adjacent) + 1)),
+        }
+    }
+
+    /// With the stage, if there is one.
+    fn need<E: Element>(&self, unit: usize) -> Need {
+        match self.grid {
+            Grid::Planes(_) if self.staged => Need { fixed: nchw::stage_words::<E>(), unit },
+            Grid::Rows(_) if self.staged => Need { fixed: 0, unit: unit + nhwc::stage_words::<E>(self.lanes) },
+            _ => Need { fixed: 0, unit },
+        }
+    }
+
+    /// Scratch for this many channels (planes) or vectors of a row (rows): the least that a task works
+    /// with, and what serves the whole tensor.
+    fn least_and_full(&self, need: Need) -> (usize, usize) {
+        let words = |n: usize| need.unit.saturating_mul(n).saturating_add(need.fixed);
+        match self.grid {
+            Grid::Planes(p) => (words(1), words(p.channels)),
+            Grid::Rows(r) => {
+                let groups = ceil(r.width, self.lanes);
+                (words(if r.fold > 1 { groups } else { groups.min(MIN_GROUPS) }), words(groups))
+            }
         }
     }
 
     pub(crate) fn reduce_min<E: Element, const K: usize, const N: usize>(&self) -> usize {
-        self.least(nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>)
+        self.least_and_full(self.reduce_need::<E, K, N>()).0
     }
 
     pub(crate) fn map_min<E: Element, const K: usize>(&self) -> usize {
-        self.least(nchw::map_words::<K>(), nhwc::map_words::<E, K>)
+        self.least_and_full(self.map_need::<E, K>()).0
     }
 
     /// What lets every task of a reduction have its ideal scratch, and every cell its result.
     pub(crate) fn reduce_best<E: Element, const K: usize, const N: usize>(&self, width: usize) -> usize {
-        let least = self.reduce_min::<E, K, N>();
         let partial = match self.grid.cells() {
             2.. if width > 1 => self.shape.channels().saturating_mul(self.grid.cells() * N),
             _ => 0,
         };
-        self.ideal(width, least, nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>).saturating_add(partial)
+        self.ideal(width, self.reduce_need::<E, K, N>()).saturating_add(partial)
     }
 
     /// What lets every task of a map have its ideal scratch.
     pub(crate) fn map_best<E: Element, const K: usize>(&self, width: usize) -> usize {
-        self.ideal(width, self.map_min::<E, K>(), nchw::map_words::<K>(), nhwc::map_words::<E, K>)
+        self.ideal(width, self.map_need::<E, K>())
     }
 
     /// Scratch for `width` tasks: for the whole tensor each, within [`IDEAL_SCRATCH`].
-    fn ideal(&self, width: usize, least: usize, per_channel: usize, row: impl Fn(usize) -> usize) -> usize {
-        let most = least.max(IDEAL_SCRATCH);
-        // No more than `most` channels or elements of a row count, so nothing overflows.
-        let full = match self.grid {
-            Grid::Planes(p) => p.channels.min(most) * per_channel,
-            Grid::Rows(r) => row(r.width.min(most)),
-        };
-        full.clamp(least, most).saturating_mul(width.max(1))
+    fn ideal(&self, width: usize, need: Need) -> usize {
+        let (least, full) = self.least_and_full(need);
+        full.clamp(least, least.max(IDEAL_SCRATCH)).saturating_mul(width.max(1))
     }
 
     /// Threads, and scratch per task.
@@ -156,9 +194,10 @@ impl Engine {
         let partial_words = cells * channels * N;
         let divided = cells > 1 && run.workspace.len() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
         let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 });
-        let mut tile = self.tile(slot, nchw::reduce_words::<E, K, N>(), nhwc::reduce_words::<E, K, N>(self.lanes));
+        let need = self.reduce_need::<E, K, N>();
+        let mut tile = self.tile(slot, need);
         let wanted = if width > 1 { ceil(width * TASKS_PER_THREAD, if divided { cells } else { 1 }) } else { 1 };
-        tile = tile.min(ceil(channels, wanted)).max(self.tile(0, 1, 1));
+        tile = tile.min(ceil(channels, wanted)).max(self.tile(0, need));
         let tiles = ceil(channels, tile);
         let of_tile = |t: usize| Channels {
             first: band.first + part(channels, tiles, t),
@@ -242,7 +281,7 @@ impl Engine {
         let channels = band.end - band.first;
         let (width, slot) = self.slots(run, least, 0);
         let wanted = if width > 1 { width * TASKS_PER_THREAD } else { 1 };
-        let mut tile = self.tile(slot, nchw::map_words::<K>(), nhwc::map_words::<E, K>(self.lanes));
+        let mut tile = self.tile(slot, self.map_need::<E, K>());
         // Chunks of images or rows first; then channels; then positions.
         let (items, positions) = match self.grid {
             Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),

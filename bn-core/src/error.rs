@@ -1,6 +1,7 @@
 //! What can be wrong with a call. Every check is made before anything is written.
 
 use crate::activation::Activation;
+use crate::shape::Stride;
 use core::fmt;
 
 /// Why a call was refused: what, what was expected, what came. Nothing has been written, except
@@ -21,6 +22,20 @@ pub enum Error {
     NoChannels,
     /// batch × channels × spatial is more than memory can hold (`isize::MAX` bytes).
     ShapeOverflow,
+    /// An operand's strides make its elements overlap, or reach beyond the address space.
+    Stride {
+        /// Which operand.
+        what: &'static str,
+        /// Its strides.
+        got: Stride,
+    },
+    /// A call in place was made on a plan whose input and output have different strides.
+    InPlaceStrides {
+        /// The input's strides.
+        input: Stride,
+        /// The output's strides.
+        output: Stride,
+    },
     /// Epsilon is negative, infinite or NaN.
     Epsilon {
         /// The value.
@@ -83,6 +98,16 @@ impl fmt::Display for Error {
             }
             Error::NoChannels => f.write_str("the shape has 0 channels, expected at least 1"),
             Error::ShapeOverflow => f.write_str("batch × channels × spatial overflows the address space"),
+            Error::Stride { what, got: Stride { batch, inner } } => write!(
+                f,
+                "the strides of {what} are {batch} (batch) and {inner} (inner), expected ones at which no elements \
+                 overlap and that stay in the address space"
+            ),
+            Error::InPlaceStrides { input, output } => write!(
+                f,
+                "in place the strides of input and output must be the same, got {} and {} (batch), {} and {} (inner)",
+                input.batch, output.batch, input.inner, output.inner
+            ),
             Error::Epsilon { got } => write!(f, "epsilon is {got}, expected a finite number ≥ 0"),
             Error::Momentum { got } => write!(f, "momentum is {got}, expected a number from 0 to 1"),
             Error::Activation { got } => {

@@ -8,6 +8,7 @@ use crate::exec::{Run, Shared};
 use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::moments::Moments;
+use crate::shape::Operand;
 
 impl<T: Element> BatchNorm<T> {
     /// y = act(γ·(x − mean)/√(variance + ε) + β + residual), with the mean and the biased variance of
@@ -34,8 +35,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len("x", x.len())?;
-        self.check_len("y", y.len)?;
+        self.check_len(Operand::X, x.len())?;
+        self.check_len(Operand::Y, y.len)?;
         self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
         self.check_values(self.shape.values_per_channel())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
@@ -57,7 +58,8 @@ impl<T: Element> BatchNorm<T> {
         moments: &mut [Moments],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len("x", x_to_y.len())?;
+        self.check_len(Operand::X, x_to_y.len())?;
+        self.check_in_place(Operand::X, Operand::Y)?;
         self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
         self.check_values(self.shape.values_per_channel())?;
         let p = x_to_y.as_mut_ptr();
@@ -77,7 +79,7 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
     pub fn moments(&self, x: &[T], moments: &mut [Moments], mut run: Run<'_>) -> Result<(), Error> {
-        self.check_len("x", x.len())?;
+        self.check_len(Operand::X, x.len())?;
         self.check_channels("moments", moments.len())?;
         self.check_workspace(Op::ForwardTraining, run.workspace.len())?;
         // SAFETY: the length has been checked; x is borrowed for reading.
@@ -102,8 +104,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len("x", x.len())?;
-        self.check_len("y", y.len)?;
+        self.check_len(Operand::X, x.len())?;
+        self.check_len(Operand::Y, y.len)?;
         self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
         self.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
@@ -118,7 +120,7 @@ impl<T: Element> BatchNorm<T> {
         workspace: usize,
     ) -> Result<(), Error> {
         if let Some(r) = residual {
-            self.check_len("residual", r.len())?;
+            self.check_len(Operand::Residual, r.len())?;
         }
         self.check_affine(affine)?;
         self.check_channels("moments", moments)?;
@@ -143,7 +145,7 @@ impl<T: Element> BatchNorm<T> {
     unsafe fn accumulate_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
         let (e, sink) = (&self.engine, MomentSink { at: Shared(moments.as_mut_ptr()), first: 0 });
         // SAFETY: by the caller; sums only read from x.
-        unsafe { T::sum_moments(e, e.place(x.cast_mut()), e.all(), &sink, run) }
+        unsafe { T::sum_moments(e, self.place(Operand::X, x), e.all(), &sink, run) }
     }
 
     /// # Safety
@@ -177,11 +179,11 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let e = &self.engine;
         let op = Normalize { activation: self.activation, coefficients };
-        let residual = residual.map(|r| e.place(r.as_ptr().cast_mut()));
+        let residual = residual.map(|r| self.place(Operand::Residual, r.as_ptr()));
+        let (x, y) = (self.place(Operand::X, x), self.place(Operand::Y, y));
         // SAFETY: by the caller; a map only reads from its inputs.
-        unsafe { T::normalize(e, &op, e.place(x.cast_mut()), residual, e.place(y), run) }
+        unsafe { T::normalize(&self.engine, &op, x, residual, y, run) }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::exec::Run;
 use crate::kernel::Coefficients;
 use crate::kernel::normalize::{inverse_std, split};
+use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
 
 /// What inference needs of a channel: y = (x − mean)·scale + shift.
@@ -51,8 +52,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len("x", x.len())?;
-        self.check_len("y", y.len)?;
+        self.check_len(Operand::X, x.len())?;
+        self.check_len(Operand::Y, y.len)?;
         self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
         let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
@@ -72,7 +73,8 @@ impl<T: Element> BatchNorm<T> {
         running_var: &[T::Param],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len("x", x_to_y.len())?;
+        self.check_len(Operand::X, x_to_y.len())?;
+        self.check_in_place(Operand::X, Operand::Y)?;
         self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
         let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
         let p = x_to_y.as_mut_ptr();
@@ -121,8 +123,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len("x", x.len())?;
-        self.check_len("y", y.len)?;
+        self.check_len(Operand::X, x.len())?;
+        self.check_len(Operand::Y, y.len)?;
         self.check_apply(residual, prepared, run.workspace.len())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe { self.map_forward(x.as_ptr(), residual, &|c| of_prepared(prepared, c), y.ptr, &mut run) }
@@ -139,7 +141,8 @@ impl<T: Element> BatchNorm<T> {
         prepared: &[Prepared<T::Param>],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len("x", x_to_y.len())?;
+        self.check_len(Operand::X, x_to_y.len())?;
+        self.check_in_place(Operand::X, Operand::Y)?;
         self.check_apply(residual, prepared, run.workspace.len())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
@@ -155,7 +158,7 @@ impl<T: Element> BatchNorm<T> {
         workspace: usize,
     ) -> Result<(), Error> {
         if let Some(r) = residual {
-            self.check_len("residual", r.len())?;
+            self.check_len(Operand::Residual, r.len())?;
         }
         self.check_affine(affine)?;
         self.check_channels("running_mean", running_mean.len())?;
@@ -170,7 +173,7 @@ impl<T: Element> BatchNorm<T> {
         workspace: usize,
     ) -> Result<(), Error> {
         if let Some(r) = residual {
-            self.check_len("residual", r.len())?;
+            self.check_len(Operand::Residual, r.len())?;
         }
         self.check_channels("prepared", prepared.len())?;
         self.check_workspace(Op::Inference, workspace)

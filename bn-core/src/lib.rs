@@ -47,7 +47,7 @@ pub use inference::Prepared;
 pub use isa::{Isa, IsaKind};
 pub use moments::{GradSums, Moments, merge_moments};
 pub use running::{Momentum, RunningStats, Variance};
-pub use shape::{Layout, Shape};
+pub use shape::{Layout, Shape, Stride, Strides};
 
 /// Changes when any bit of any result does.
 pub const BITS_VERSION: u32 = 1;

@@ -103,3 +103,153 @@ impl Shape {
         self.batch as u64 * self.spatial as u64
     }
 }
+
+/// How far apart the images and the runs of an operand are, in elements; 0 means dense.
+///
+/// A run is what is contiguous: the positions of a channel in NCHW, the channels of a position in
+/// NHWC. So one channel slice of a wider tensor, one part of a concatenation, planes with padding
+/// behind them, or a block of nChw8c (as NHWC of 8 channels) is an operand as it stands.
+///
+/// ```
+/// use bn_core::{Affine, BatchNorm, Run, Shape, Stride, Strides};
+/// // Channels 2 and 3 of NHWC images of 4 channels and 2 positions.
+/// let bn = BatchNorm::<f32>::new(Shape::nhwc(1, 2, &[2])?, 0.0)?
+///     .with_strides(Strides { x: Stride { batch: 0, inner: 4 }, ..Strides::DENSE })?;
+/// let x = [0.0, 0.0, 3.0, 5.0, 0.0, 0.0, 7.0, 9.0];
+/// let (mut y, mut workspace) = ([0.0; 4], [0; 1024]);
+/// bn.inference(&x[2..], None, Affine::NONE, &[3.0, 5.0], &[4.0; 2], &mut y[..], Run::serial(&mut workspace))?;
+/// assert_eq!(y, [0.0, 0.0, 2.0, 2.0]);
+/// # Ok::<(), bn_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stride {
+    /// From an image to the next.
+    pub batch: usize,
+    /// From a channel to the next (NCHW), or from a position to the next (NHWC).
+    pub inner: usize,
+}
+
+/// The strides of each operand; an operand that a call does not have is not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Strides {
+    /// Of the input.
+    pub x: Stride,
+    /// Of the output.
+    pub y: Stride,
+    /// Of the residual.
+    pub residual: Stride,
+    /// Of the gradient of the output.
+    pub dy: Stride,
+    /// Of the gradient of the input.
+    pub dx: Stride,
+    /// Of the gradient of the residual.
+    pub dresidual: Stride,
+}
+
+/// One of the tensors that a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operand {
+    X,
+    Y,
+    Residual,
+    Dy,
+    Dx,
+    Dresidual,
+}
+
+impl Operand {
+    const ALL: [Operand; 6] = [Operand::X, Operand::Y, Operand::Residual, Operand::Dy, Operand::Dx, Operand::Dresidual];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Operand::X => "x",
+            Operand::Y => "y",
+            Operand::Residual => "residual",
+            Operand::Dy => "dy",
+            Operand::Dx => "dx",
+            Operand::Dresidual => "dresidual",
+        }
+    }
+}
+
+impl Strides {
+    pub(crate) fn of(&self, operand: Operand) -> Stride {
+        match operand {
+            Operand::X => self.x,
+            Operand::Y => self.y,
+            Operand::Residual => self.residual,
+            Operand::Dy => self.dy,
+            Operand::Dx => self.dx,
+            Operand::Dresidual => self.dresidual,
+        }
+    }
+
+    /// Each of them.
+    pub(crate) fn all(&self) -> [Stride; 6] {
+        Operand::ALL.map(|o| self.of(o))
+    }
+
+    /// All dense.
+    pub const DENSE: Strides = {
+        let d = Stride { batch: 0, inner: 0 };
+        Strides { x: d, y: d, residual: d, dy: d, dx: d, dresidual: d }
+    };
+
+    /// With zeros replaced by what they mean.
+    pub(crate) fn resolve(self, shape: &Shape) -> Result<Self, Error> {
+        let [x, y, residual, dy, dx, dresidual] = Operand::ALL.map(|o| self.of(o).resolve(shape));
+        for (o, resolved) in Operand::ALL.iter().zip([x, y, residual, dy, dx, dresidual]) {
+            if resolved.is_none() {
+                return Err(Error::Stride { what: o.name(), got: self.of(*o) });
+            }
+        }
+        let or_dense = |s: Option<Stride>| s.unwrap_or_default();
+        Ok(Strides {
+            x: or_dense(x),
+            y: or_dense(y),
+            residual: or_dense(residual),
+            dy: or_dense(dy),
+            dx: or_dense(dx),
+            dresidual: or_dense(dresidual),
+        })
+    }
+}
+
+impl Stride {
+    /// Runs in an image, and elements in a run.
+    fn runs(shape: &Shape) -> (usize, usize) {
+        match shape.layout {
+            Layout::Nchw => (shape.channels, shape.spatial),
+            Layout::Nhwc => (shape.spatial, shape.channels),
+        }
+    }
+
+    /// With zeros replaced by what they mean; `None` where elements would overlap or the whole
+    /// would not fit the address space.
+    fn resolve(self, shape: &Shape) -> Option<Self> {
+        let (runs, run) = Self::runs(shape);
+        let inner = if self.inner == 0 { run } else { self.inner };
+        let image = runs.checked_mul(inner)?;
+        // What is not stepped over need not be right.
+        let batch = if self.batch == 0 || shape.batch <= 1 { image } else { self.batch };
+        let inner = if runs <= 1 { run } else { inner };
+        let resolved = Stride { batch, inner };
+        // Runs nest in images, or images in runs.
+        let (of_runs, of_images) = (resolved.reach(runs, inner, run)?, resolved.reach(shape.batch, batch, run)?);
+        let nested = inner >= run && batch >= of_runs || batch >= run && inner >= of_images;
+        let span = resolved.reach(shape.batch, batch, of_runs)?;
+        let good = shape.is_empty() || nested && span.checked_mul(8)? <= isize::MAX as usize;
+        good.then_some(resolved)
+    }
+
+    /// Elements from the first to the last of `n` things of `size`, `step` apart.
+    fn reach(self, n: usize, step: usize, size: usize) -> Option<usize> {
+        n.saturating_sub(1).checked_mul(step)?.checked_add(size)
+    }
+
+    /// Elements that a slice needs, of an operand whose strides are resolved.
+    pub(crate) fn span(self, shape: &Shape) -> usize {
+        let (runs, run) = Self::runs(shape);
+        if shape.is_empty() { 0 } else { (shape.batch - 1) * self.batch + (runs - 1) * self.inner + run }
+    }
+}

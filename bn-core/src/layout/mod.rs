@@ -7,6 +7,8 @@ pub(crate) mod nhwc;
 use crate::element::{Element, sealed::Storage};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector, portable::Portable};
+use crate::shape::{Shape, Stride};
+use grid::{Grid, Rows, div, rem};
 
 type Compute<E> = <E as Storage>::Compute;
 type Vec<E, L> = <E as Storage>::Vec<L>;
@@ -23,17 +25,23 @@ pub enum Layout {
     Nhwc,
 }
 
-/// Where the elements of an operand are.
+/// Where the elements of an operand are: in planes, or in rows, as the grid says.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<E> {
     ptr: *mut E,
     /// Elements from one image to the next.
     batch: usize,
-    /// Elements from one channel (planes) or row (rows) to the next.
+    /// Elements from one plane to the next, or from one (unfolded) row to the next.
     inner: usize,
-    /// Rows of an image that `inner` steps through before `batch` does; 0 where all rows are evenly
-    /// spaced.
-    rows: usize,
+    /// Rows that `inner` steps through before `batch` does; 0 where all rows are evenly spaced.
+    per_image: usize,
+    /// A plane or row is runs of so many neighbouring elements,
+    run: usize,
+    /// which start so many apart.
+    step: usize,
+    /// Whether a plane, or a folded row, is one run, so that it can be worked on where it is.
+    /// Others are staged: copied to the workspace, and back.
+    pub(crate) contiguous: bool,
 }
 
 // SAFETY: a place is an address; what is read and written through it, and by whom, is the
@@ -43,14 +51,29 @@ unsafe impl<E: Element> Send for Place<E> {}
 unsafe impl<E: Element> Sync for Place<E> {}
 
 impl<E: Element> Place<E> {
-    /// Planes `inner` apart in images `batch` apart.
-    pub(crate) fn planes(ptr: *mut E, batch: usize, inner: usize) -> Self {
-        Place { ptr, batch, inner, rows: 0 }
-    }
-
-    /// Rows `inner` apart.
-    pub(crate) fn rows(ptr: *mut E, inner: usize) -> Self {
-        Place { ptr, batch: 0, inner, rows: 0 }
+    /// An operand of a shape, cut by the grid of that shape, with the strides resolved.
+    pub(crate) fn new(ptr: *mut E, shape: &Shape, grid: &Grid, stride: Stride) -> Self {
+        let Stride { batch, inner } = stride;
+        let place = Place { ptr, batch, inner, per_image: 0, run: 1, step: 1, contiguous: true };
+        match (*grid, shape.layout()) {
+            (Grid::Planes(_), Layout::Nchw) => place,
+            // One channel: its positions are the plane.
+            (Grid::Planes(_), Layout::Nhwc) => Place { step: inner, contiguous: inner == 1, ..place },
+            (Grid::Rows(r), Layout::Nhwc) if shape.channels() > 1 => {
+                let inner = if shape.spatial() == 1 { batch } else { inner };
+                let even = shape.batch() == 1 || shape.spatial() == 1 || batch == shape.spatial() * inner;
+                let dense = r.fold == 1 || (even && inner == shape.channels());
+                let per_image = if even { 0 } else { shape.spatial() };
+                Place { inner, per_image, run: r.channels, step: r.channels, contiguous: dense, ..place }
+            }
+            // A row is an image.
+            (Grid::Rows(r), layout) => {
+                let run = if layout == Layout::Nchw { shape.spatial() } else { 1 };
+                let base = r.channels * r.adjacent;
+                let dense = (run == inner || run == base) && (r.fold == 1 || batch == base);
+                Place { inner: batch, run, step: inner, contiguous: dense, ..place }
+            }
+        }
     }
 
     #[inline(always)]
@@ -58,32 +81,145 @@ impl<E: Element> Place<E> {
         self.ptr.wrapping_add(image * self.batch + channel * self.inner)
     }
 
+    /// Where an unfolded row starts.
     #[inline(always)]
     fn row(&self, row: usize) -> *mut E {
-        debug_assert!(self.rows == 0);
-        self.ptr.wrapping_add(row * self.inner)
+        let (image, row) =
+            if self.per_image == 0 { (0, row) } else { (div(row, self.per_image), rem(row, self.per_image)) };
+        self.ptr.wrapping_add(image * self.batch + row * self.inner)
     }
 
-    /// The same plane of each input, from a position on.
+    /// Where element `i` of a plane or row is that starts at `base`.
     #[inline(always)]
-    fn planes_of<const I: usize>(all: &[Self; I], image: usize, channel: usize, position: usize) -> [*const E; I] {
+    fn element(&self, base: *mut E, i: usize) -> *mut E {
+        base.wrapping_add(div(i, self.run) * self.step + rem(i, self.run))
+    }
+
+    /// Copies elements `start..start + width` of a plane or row that starts at `base` to or from a
+    /// buffer.
+    ///
+    /// # Safety
+    /// The elements and the buffer are valid for that.
+    #[inline(never)]
+    unsafe fn copy(&self, base: *mut E, start: usize, width: usize, buffer: *mut E, direction: Direction) {
+        let mut i = 0;
+        while i < width {
+            let n = (self.run - rem(start + i, self.run)).min(width - i);
+            let (there, here) = (self.element(base, start + i), buffer.wrapping_add(i));
+            // SAFETY: by the caller; runs do not overlap the buffer.
+            unsafe {
+                match direction {
+                    Direction::In => core::ptr::copy_nonoverlapping(there, here, n),
+                    Direction::Out => core::ptr::copy_nonoverlapping(here, there, n),
+                }
+            }
+            i += n;
+        }
+    }
+
+    /// The same for a folded row.
+    ///
+    /// # Safety
+    /// As for [`Place::copy`].
+    #[inline(never)]
+    unsafe fn copy_row(
+        &self,
+        geo: &Rows,
+        row: usize,
+        start: usize,
+        width: usize,
+        buffer: *mut E,
+        direction: Direction,
+    ) {
+        let base = geo.channels * geo.adjacent;
+        let mut i = 0;
+        while i < width {
+            let (unfolded, e) = (div(start + i, base), rem(start + i, base));
+            let n = (base - e).min(width - i);
+            // SAFETY: by the caller.
+            unsafe {
+                self.copy(self.row(row * geo.fold + unfolded), e, n, buffer.wrapping_add(i), direction);
+            }
+            i += n;
+        }
+    }
+
+    /// Elements `start..start + width` of the same folded row of each input, where they are or
+    /// copied to `stage`.
+    ///
+    /// # Safety
+    /// The elements are valid for reading; `stage` for writing them, if an input is not contiguous.
+    #[inline(always)]
+    unsafe fn rows_of<const I: usize>(
+        all: &[Self; I],
+        geo: &Rows,
+        row: usize,
+        start: usize,
+        width: usize,
+        stage: *mut E,
+    ) -> [*const E; I] {
         let mut p = [core::ptr::null(); I];
         for i in 0..I {
-            p[i] = all[i].plane(image, channel).wrapping_add(position).cast_const();
+            p[i] = if all[i].contiguous {
+                all[i].row(row * geo.fold).wrapping_add(start).cast_const()
+            } else {
+                let to = stage.wrapping_add(i * width);
+                // SAFETY: by the caller.
+                unsafe { all[i].copy_row(geo, row, start, width, to, Direction::In) };
+                to.cast_const()
+            };
         }
         p
     }
 
-    /// The same row of each input, from an element on.
+    /// Elements `start..start + width` of the same plane of each input, where they are or copied to
+    /// `stage`.
+    ///
+    /// # Safety
+    /// As for [`Place::rows_of`].
     #[inline(always)]
-    fn rows_of<const I: usize>(all: &[Self; I], row: usize, start: usize) -> [*const E; I] {
+    unsafe fn parts_of<const I: usize>(
+        all: &[Self; I],
+        (image, channel): (usize, usize),
+        start: usize,
+        width: usize,
+        stage: *mut E,
+    ) -> [*const E; I] {
         let mut p = [core::ptr::null(); I];
         for i in 0..I {
-            p[i] = all[i].row(row).wrapping_add(start).cast_const();
+            let plane = all[i].plane(image, channel);
+            p[i] = if all[i].contiguous {
+                plane.wrapping_add(start).cast_const()
+            } else {
+                let to = stage.wrapping_add(i * width);
+                // SAFETY: by the caller.
+                unsafe { all[i].copy(plane, start, width, to, Direction::In) };
+                to.cast_const()
+            };
         }
         p
     }
 }
+
+/// Whether [`Place::copy`] reads the operand or writes it.
+#[derive(Clone, Copy)]
+enum Direction {
+    In,
+    Out,
+}
+
+/// Whether any of these has to be staged.
+#[inline(always)]
+pub(crate) fn staged<E, const I: usize>(places: &[Place<E>; I]) -> bool {
+    let mut staged = false;
+    for p in places {
+        staged |= !p.contiguous;
+    }
+    staged
+}
+
+/// Inputs, or outputs, of a kernel at most.
+pub(crate) const MOST_OPERANDS: usize = 3;
 
 /// Hands out typed pieces of a workspace.
 pub(crate) struct Carve {
@@ -231,13 +367,16 @@ fn tree(mut v: [f64; MOST_LANES]) -> f64 {
     v[0]
 }
 
-/// Where the f64 constants of the lanes of a vector are: constant `i` of lane `l` at
-/// `at[i·next + l·step]`.
+/// Where the f64 constants of the lanes of a vector are: constant `i` of channel `c` at
+/// `at[i·next + c]`; lane `l` is element `first + l` of a row whose channels have `adjacent` elements
+/// each, in turn.
 #[derive(Clone, Copy)]
 struct WideConstants {
     at: *const f64,
     next: usize,
-    step: usize,
+    first: usize,
+    adjacent: usize,
+    channels: usize,
 }
 
 /// The formula of a map in f64.
@@ -284,9 +423,10 @@ unsafe fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const 
         for j in 0..J {
             x[j] = v[j][lane].to_f64();
         }
+        let channel = rem(div(k.first + lane, k.adjacent), k.channels);
         for i in 0..K {
             // SAFETY: by the caller.
-            kl[i] = unsafe { *k.at.add(i * k.next + lane * k.step) };
+            kl[i] = unsafe { *k.at.add(i * k.next + channel) };
         }
         v[0][lane] = Scalar::from_f64(op.formula(x, kl));
     }

@@ -5,8 +5,8 @@
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, div, part, rem, sample_anywhere};
 use super::{
-    Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
-    store_all, tree, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, load_all,
+    map_in_f64, splat_all, staged, store_all, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Coefficients, Count, Join, Map, Reduction};
@@ -17,11 +17,20 @@ pub(crate) const fn reduce_words<E: Element, const K: usize, const N: usize>() -
     words_for::<f64>(N) + words_for::<Compute<E>>(N * Compute::<E>::LANES) + words_for::<Compute<E>>(K)
 }
 
+/// Vectors of a plane that are staged at once: those of a first-level sum, or of a part of a map with
+/// what is left over.
+const STAGE: usize = CHAIN + 1;
+
+/// Workspace of either walker for staging.
+pub(crate) const fn stage_words<E: Element>() -> usize {
+    words_for::<E>(MOST_OPERANDS * STAGE * Compute::<E>::LANES)
+}
+
 /// The results of cell `g` for a range of channels.
 ///
 /// # Safety
 /// Every place is valid for reading all planes of the geometry; `scratch` has
-/// [`reduce_words`] for each channel of the range.
+/// [`reduce_words`] for each channel of the range, and [`stage_words`] if a place is not contiguous.
 #[inline(always)]
 pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
@@ -44,6 +53,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let results = carve.take::<[f64; N]>(width);
     let constants = carve.take::<[Compute<E>; K]>(width);
     let sums = carve.take::<Compute<E>>(width * N * lanes_of);
+    let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
 
     for c in 0..width {
         let mut k = [Compute::<E>::ZERO; K];
@@ -104,8 +114,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                         if geo.spanning {
                             let mut chain = zero;
                             for t in 0..visit.count {
-                                let at = Place::planes_of(from, visit.item(t), channel, 0);
-                                sum(lanes, op, geo, &at, 0, geo.vectors, &k, &mut chain);
+                                let plane = (visit.item(t), channel);
+                                sum(lanes, op, geo, from, plane, (0, geo.vectors), &k, &mut chain, stage);
                             }
                             acc = add(acc, chain);
                         } else {
@@ -115,8 +125,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                                 let end = piece.first + part(piece.vectors, runs, run + 1);
                                 for t in 0..visit.count {
                                     let mut chain = zero;
-                                    let at = Place::planes_of(from, visit.item(t), channel, 0);
-                                    sum(lanes, op, geo, &at, first, end, &k, &mut chain);
+                                    let plane = (visit.item(t), channel);
+                                    sum(lanes, op, geo, from, plane, (first, end), &k, &mut chain, stage);
                                     acc = add(acc, chain);
                                 }
                             }
@@ -168,23 +178,25 @@ fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
     a
 }
 
-/// Adds vectors `first..end` of a plane to `acc`.
+/// Adds vectors `first..end` of a plane, at most [`CHAIN`] of them, to `acc`.
 ///
 /// The last vector of a plane that has no whole number of them is read from the plane's end, and
 /// what the vector before it has counted is cleared: no read leaves the plane.
 ///
 /// # Safety
-/// `at` are planes of the geometry.
+/// The plane is one of the geometry; the stage has [`STAGE`] vectors of each input, if one is not
+/// contiguous.
 #[inline(always)]
 unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
     geo: &Planes,
-    at: &[*const E; I],
-    first: usize,
-    end: usize,
+    from: &[Place<E>; I],
+    plane: (usize, usize),
+    (first, end): (usize, usize),
     k: &[Vec<E, L>; K],
     acc: &mut [Vec<E, L>; N],
+    stage: *mut E,
 ) where
     L: Lanes,
     E: Element,
@@ -192,19 +204,24 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
 {
     let lanes_of = Compute::<E>::LANES;
     let whole = end.min(geo.positions / lanes_of);
+    let last = geo.positions - lanes_of;
+    // What is read: from the first vector, or the last one if that starts earlier.
+    let start = (first * lanes_of).min(last);
+    let width = (end * lanes_of).min(geo.positions) - start;
+    // SAFETY: the range lies in the plane.
+    let at = unsafe { Place::parts_of(from, plane, start, width, stage) };
     for v in first..whole {
-        // SAFETY: vector v lies in the plane.
-        let x = unsafe { load_all(lanes, at, v * lanes_of) };
+        // SAFETY: vector v lies in the range.
+        let x = unsafe { load_all(lanes, &at, v * lanes_of - start) };
         *acc = add(*acc, op.addends(op.values(lanes, x), *k));
     }
     if whole < end {
-        let start = geo.positions - lanes_of;
         // SAFETY: the plane has at least one vector, and this is its last.
-        let x = unsafe { load_all(lanes, at, start) };
+        let x = unsafe { load_all(lanes, &at, last - start) };
         let mut a = op.addends(op.values(lanes, x), *k);
         let mut n = 0;
         while n < N {
-            a[n] = a[n].clear_below(whole * lanes_of - start);
+            a[n] = a[n].clear_below(whole * lanes_of - last);
             n += 1;
         }
         *acc = add(*acc, a);
@@ -234,10 +251,9 @@ where
     let mut samples = [[E::zeroed(); SAMPLES]; I];
     for i in 0..SAMPLES {
         let (image, position) = at(i);
-        let p = Place::planes_of(from, image, channel, position);
         for j in 0..I {
             // SAFETY: by the caller.
-            samples[j][i] = unsafe { *p[j] };
+            samples[j][i] = unsafe { *from[j].element(from[j].plane(image, channel), position) };
         }
     }
     let mut from = [core::ptr::null(); I];
@@ -295,9 +311,12 @@ where
             for t in 0..visit.count {
                 for vec in piece.first..piece.first + piece.vectors {
                     let start = (vec * lanes_of).min(geo.positions - lanes_of);
-                    let at = Place::planes_of(from, visit.item(t), channel, start);
-                    // SAFETY: the vector lies in the plane.
-                    unsafe { add_in_f64(op, &at, vec * lanes_of - start, &kl, &mut sums) };
+                    let (plane, mut buffer) = ((visit.item(t), channel), [[E::zeroed(); MOST_LANES]; I]);
+                    // SAFETY: the vector lies in the plane; the buffer holds one of each input.
+                    unsafe {
+                        let at = Place::parts_of(from, plane, start, lanes_of, buffer.as_mut_ptr().cast());
+                        add_in_f64(op, &at, vec * lanes_of - start, &kl, &mut sums);
+                    }
                 }
             }
         }
@@ -344,36 +363,83 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
 {
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
-    let table = Carve::new(scratch).take::<u64>(width * map_words::<K>()).cast::<Coefficients<K>>();
+    let mut carve = Carve::new(scratch);
+    let table = carve.take::<u64>(width * map_words::<K>()).cast::<Coefficients<K>>();
     for c in 0..width {
         // SAFETY: c < width, the length of the table, which u64 aligns.
         unsafe { table.add(c).write(op.coefficients(channels.first + c)) };
     }
-    let count = positions.1 - positions.0;
-    debug_assert!(count >= lanes_of);
+    debug_assert!(positions.1 - positions.0 >= lanes_of);
+    let staged = staged(from) || staged(to);
+    let stage = if staged {
+        carve.take::<E>(const { if I > O { I } else { O } } * STAGE * lanes_of)
+    } else {
+        core::ptr::null_mut()
+    };
+    // What is staged goes in parts that fit the stage, each of at least a vector.
+    let vectors = (positions.1 - positions.0) / lanes_of;
+    let parts = if staged { vectors.div_ceil(CHAIN) } else { 1 };
     for image in images.0..images.1 {
         for c in 0..width {
             // SAFETY: c < width; the loop above has written the entry.
-            let k = unsafe { &*table.add(c) };
-            let from = Place::planes_of(from, image, channels.first + c, positions.0);
-            let mut into = [core::ptr::null_mut(); O];
-            for o in 0..O {
-                into[o] = to[o].plane(image, channels.first + c).wrapping_add(positions.0);
+            let (k, plane) = (unsafe { &*table.add(c) }, (image, channels.first + c));
+            for p in 0..parts {
+                let start = positions.0 + part(vectors, parts, p) * lanes_of;
+                let end =
+                    if p + 1 == parts { positions.1 } else { positions.0 + part(vectors, parts, p + 1) * lanes_of };
+                // SAFETY: the part lies in the plane, and has at least one vector.
+                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage) };
             }
-            // The last vector overlaps its neighbour: it is read before anything is written, as
-            // the output may be the input.
-            let last = count - lanes_of;
-            // SAFETY: the part has at least one vector, and this many whole ones.
-            unsafe {
-                let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
-                let tail = load_all(lanes, &from, last);
-                for v in 0..count / lanes_of {
-                    let x = load_all(lanes, &from, v * lanes_of);
-                    store_all::<L, E, O>(map_one(lanes, op, x, narrow, k), &into, v * lanes_of);
-                }
-                if !count.is_multiple_of(lanes_of) {
-                    store_all::<L, E, O>(map_one(lanes, op, tail, narrow, k), &into, last);
-                }
+        }
+    }
+}
+
+/// Maps `width` elements of a plane.
+///
+/// # Safety
+/// They are at least a vector, and lie in the plane; if a place is not contiguous they are at most
+/// [`STAGE`] vectors, and `stage` has room for them.
+#[inline(always)]
+unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    lanes: L,
+    op: &M,
+    from: &[Place<E>; I],
+    to: &[Place<E>; O],
+    plane: (usize, usize),
+    start: usize,
+    width: usize,
+    k: &Coefficients<K>,
+    stage: *mut E,
+) where
+    L: Lanes,
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let lanes_of = Compute::<E>::LANES;
+    // SAFETY: by the caller.
+    unsafe {
+        let from = Place::parts_of(from, plane, start, width, stage);
+        let mut into = [core::ptr::null_mut(); O];
+        for o in 0..O {
+            // A staged output may take the place of a staged input, as in a call in place.
+            let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
+            into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
+        }
+        // The last vector overlaps its neighbour: it is read before anything is written, as the
+        // output may be the input.
+        let last = width - lanes_of;
+        let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
+        let tail = load_all(lanes, &from, last);
+        for v in 0..width / lanes_of {
+            let x = load_all(lanes, &from, v * lanes_of);
+            store_all::<L, E, O>(map_one(lanes, op, x, narrow, k), &into, v * lanes_of);
+        }
+        if !width.is_multiple_of(lanes_of) {
+            store_all::<L, E, O>(map_one(lanes, op, tail, narrow, k), &into, last);
+        }
+        for o in 0..O {
+            if !to[o].contiguous {
+                to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
             }
         }
     }
@@ -395,7 +461,7 @@ where
 {
     let v = op.before(lanes, x);
     let mut r = op.formula(v, narrow);
-    let wide = WideConstants { at: k.wide.as_ptr(), next: 1, step: 0 };
+    let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
     if !k.safe {
         // SAFETY: the K constants of the channel.
         r = unsafe { map_in_f64(lanes, op, v, wide) };

@@ -8,11 +8,11 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
 use super::{
-    Carve, Channels, Compute, MOST_LANES, Place, Vec, WideConstants, add_in_f64, load_all, map_in_f64, splat_all,
-    store_all, store_lanes, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, load_all,
+    map_in_f64, splat_all, staged, store_all, store_lanes, words_for,
 };
 use crate::element::Element;
-use crate::kernel::{Coefficients, Count, Join, Map, Reduction};
+use crate::kernel::{Count, Join, Map, Reduction};
 use crate::lanes::{Lanes, Real, Scalar, Vector, portable::Portable};
 
 /// The part of a row that belongs to a range of channels.
@@ -55,11 +55,16 @@ pub(crate) const fn reduce_words<E: Element, const K: usize, const N: usize>(wid
     words_for::<f64>(N * slots) + 2 * words_for::<Compute<E>>(N * slots) + words_for::<Compute<E>>(K * slots)
 }
 
+/// Workspace of either walker for staging `width` elements of a row.
+pub(crate) const fn stage_words<E>(width: usize) -> usize {
+    words_for::<E>(MOST_OPERANDS * width)
+}
+
 /// The results of cell `g` for a range of channels.
 ///
 /// # Safety
 /// Every place is valid for reading all rows of the geometry; `scratch` has [`reduce_words`] for
-/// the range; a range narrower than the tensor has at least a vector and is not folded.
+/// the range, and [`stage_words`] if a place is not contiguous; a range narrower than the tensor has at least a vector and is not folded.
 #[inline(always)]
 pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
@@ -86,6 +91,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         constants: carve.take(K * slots),
         slots,
     };
+    let staged = staged(from);
+    let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
     for i in 1..K {
         for e in 0..seg.width {
@@ -136,18 +143,19 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
             // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
             unsafe {
-                if visit.count == 4 {
+                if visit.count == 4 && !staged {
                     let mut rows = [[core::ptr::null(); I]; 4];
                     for t in 0..4 {
-                        rows[t] = Place::rows_of(from, visit.item(t), seg.start);
+                        rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
                     }
                     chain.end = end;
                     go::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, &t, chain);
                 } else {
-                    // The rows that four do not divide, one by one: the same additions.
+                    // One by one those that are staged, and the rows that four do not divide: the same
+                    // additions.
                     for i in 0..visit.count {
                         chain.end = end && i + 1 == visit.count;
-                        let row = [Place::rows_of(from, visit.item(i), seg.start)];
+                        let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
                         go::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, &t, chain);
                         chain.start = false;
                     }
@@ -418,8 +426,12 @@ where
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for i in 0..visit.count {
-                // SAFETY: the group lies in each row.
-                unsafe { add_in_f64(op, &Place::rows_of(from, visit.item(i), start), 0, &k, &mut sums) };
+                let mut buffer = [[E::zeroed(); MOST_LANES]; I];
+                // SAFETY: the group lies in each row; the buffer holds a vector of each input.
+                unsafe {
+                    let at = Place::rows_of(from, geo, visit.item(i), start, lanes_of, buffer.as_mut_ptr().cast());
+                    add_in_f64(op, &at, 0, &k, &mut sums);
+                }
             }
         }
         for lane in 0..lanes_of {
@@ -461,9 +473,14 @@ where
     let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
     let (mut base, mut distance) = (zero, zero);
     for i in 0..SAMPLES {
-        let at = Place::rows_of(from, geo.visits.sample(i, v0, v1), start);
-        // SAFETY: the row is one of the block's, the group lies in it.
-        let v = op.values(lanes, unsafe { load_all(lanes, &at, 0) })[R::PIVOT_OF];
+        let (row, mut buffer) = (geo.visits.sample(i, v0, v1), [[E::zeroed(); MOST_LANES]; I]);
+        // SAFETY: the row is one of the block's, the group lies in it; the buffer holds a vector of
+        // each input.
+        let x = unsafe {
+            let stage = buffer.as_mut_ptr().cast();
+            load_all(lanes, &Place::rows_of(from, geo, row, start, Compute::<E>::LANES, stage), 0)
+        };
+        let v = op.values(lanes, x)[R::PIVOT_OF];
         if i == 0 {
             base = v;
         } else {
@@ -493,17 +510,17 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let (base, per_n) = (geo.channels * geo.adjacent, 1.0 / n as f64);
+    let per_n = 1.0 / n as f64;
     let mut sums = [0.0; N];
     for pass in 0..R::PASSES {
         sums = [0.0; N];
         for i in 0..n as usize {
-            let at = div(i, geo.adjacent) * base + channel * geo.adjacent + rem(i, geo.adjacent);
-            let p = Place::rows_of(from, geo.folded, at);
+            let (row, e) = (div(i, geo.adjacent), channel * geo.adjacent + rem(i, geo.adjacent));
             let mut x = [Vec::<E, Portable>::splat(Portable, Compute::<E>::ZERO); I];
             for j in 0..I {
+                let p = from[j].element(from[j].row(geo.folded * geo.fold + row), e);
                 // SAFETY: by the caller; the rows left over follow the last folded one.
-                x[j] = Vec::<E, Portable>::splat(Portable, unsafe { *p[j] }.get());
+                x[j] = Vec::<E, Portable>::splat(Portable, unsafe { *p }.get());
             }
             let v = store_lanes::<Portable, E, J>(op.values(Portable, x));
             let mut first = [0.0; J];
@@ -525,18 +542,19 @@ where
     R::settle_wide(*k, sums, per_n)
 }
 
-/// Workspace of [`map`] for `width` elements of a row.
-pub(crate) const fn map_words<E: Element, const K: usize>(width: usize) -> usize {
-    words_for::<Compute<E>>(K * width) + words_for::<Compute<E>>(width) + words_for::<f64>(K * width)
+/// Workspace of [`map`] for `width` elements of a row, of so many channels.
+pub(crate) const fn map_words<E: Element, const K: usize>(width: usize, channels: usize) -> usize {
+    words_for::<Compute<E>>(K * width) + words_for::<Compute<E>>(width) + words_for::<f64>(K * channels)
 }
 
-/// Maps rows `first..end` (folded ones, and after the last of them, if `rest`, the rows left over)
-/// of a range of channels.
+/// Maps rows `first..end` (folded ones, and after the last of them the rows left over) of a range of
+/// channels.
 ///
 /// # Safety
 /// The inputs are valid for reading and the outputs for writing in all rows of the geometry; an
-/// output either is one of the inputs or overlaps none. `scratch` has [`map_words`] for the range;
-/// a range narrower than the tensor has at least a vector and is not folded.
+/// output either is one of the inputs or overlaps none. `scratch` has [`map_words`] for the range,
+/// and [`stage_words`] if a place is not contiguous; a range narrower than the tensor has at least a
+/// vector and is not folded.
 #[inline(always)]
 pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     lanes: L,
@@ -553,103 +571,128 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     M: Map<E, I, J, K, O>,
 {
     let seg = Segment::new(geo, channels, Compute::<E>::LANES);
+    let count = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
     let mut table = MapTable::<E, K> {
         narrow: carve.take(K * seg.width),
         safe: carve.take(seg.width),
-        wide: carve.take(K * seg.width),
+        wide: carve.take(K * count),
         width: seg.width,
+        channels: count,
+        adjacent: geo.adjacent,
         all_safe: true,
     };
     let base = geo.channels * geo.adjacent;
-    for c in channels.first..channels.end {
-        let k = op.coefficients(c);
+    for c in 0..count {
+        let k = op.coefficients(channels.first + c);
         table.all_safe &= k.safe;
-        let mut e = (c - channels.first) * geo.adjacent;
-        while e < seg.width {
-            for a in e..e + geo.adjacent {
-                // SAFETY: a < width.
-                unsafe { table.set(a, &k) };
+        // SAFETY: c is below the number of channels, a below the width.
+        unsafe {
+            for i in 0..K {
+                *table.wide.add(i * count + c) = k.wide[i];
             }
-            e += base;
+            let mut e = c * geo.adjacent;
+            while e < seg.width {
+                for a in e..e + geo.adjacent {
+                    for i in 0..K {
+                        *table.narrow.add(i * seg.width + a) = Scalar::from_f64(k.narrow[i]);
+                    }
+                    *table.safe.add(a) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
+                }
+                e += base;
+            }
         }
     }
+    let stage = if staged(from) || staged(to) {
+        carve.take::<E>(const { if I > O { I } else { O } } * seg.width)
+    } else {
+        core::ptr::null_mut()
+    };
     for row in first..end {
         // SAFETY: the row is inside the geometry, the segment inside the row.
-        unsafe { map_row(lanes, op, from, to, row, seg.start, seg.width, &table) };
+        unsafe { map_row(lanes, op, geo, from, to, row, seg.start, seg.width, &table, stage) };
     }
     if end == geo.folded && geo.rest > 0 {
         // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
-        unsafe { map_row(lanes, op, from, to, end, 0, geo.rest * base, &table) };
+        unsafe { map_row(lanes, op, geo, from, to, end, 0, geo.rest * base, &table, stage) };
     }
 }
 
-/// The constants of each element of a row.
+/// The constants of a row: narrow ones of each element, wide ones of each channel.
 struct MapTable<E: Element, const K: usize> {
     narrow: *mut Compute<E>,
     /// 1 where the narrow constants suffice, else 0.
     safe: *mut Compute<E>,
     wide: *mut f64,
     width: usize,
+    channels: usize,
+    adjacent: usize,
     all_safe: bool,
 }
 
 impl<E: Element, const K: usize> MapTable<E, K> {
-    /// # Safety
-    /// `e` is below the width.
+    /// The wide constants of the vector that starts at element `off`.
     #[inline(always)]
-    unsafe fn set(&self, e: usize, k: &Coefficients<K>) {
-        // SAFETY: by the caller.
-        unsafe {
-            for i in 0..K {
-                *self.narrow.add(i * self.width + e) = Scalar::from_f64(k.narrow[i]);
-                *self.wide.add(i * self.width + e) = k.wide[i];
-            }
-            *self.safe.add(e) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
-        }
+    fn wide(&self, off: usize) -> WideConstants {
+        let (next, adjacent) = (self.channels, self.adjacent);
+        WideConstants { at: self.wide, next, first: off, adjacent, channels: self.channels }
     }
 }
 
 /// Maps `width` elements of a row.
 ///
 /// # Safety
-/// The places are valid there; the table has at least as many elements.
+/// The places are valid there; the table has at least as many elements; the stage has room for them,
+/// if a place is not contiguous.
 #[inline(always)]
 unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     lanes: L,
     op: &M,
+    geo: &Rows,
     from: &[Place<E>; I],
     to: &[Place<E>; O],
     row: usize,
     start: usize,
     width: usize,
     table: &MapTable<E, K>,
+    stage: *mut E,
 ) where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let from = Place::rows_of(from, row, start);
-    let mut into = [core::ptr::null_mut(); O];
-    for o in 0..O {
-        into[o] = to[o].row(row).wrapping_add(start);
-    }
     // SAFETY: the vectors lie in the row.
     unsafe {
+        let from = Place::rows_of(from, geo, row, start, width, stage);
+        let mut into = [core::ptr::null_mut(); O];
+        for o in 0..O {
+            // A staged output may take the place of a staged input, as in a call in place.
+            into[o] = if to[o].contiguous {
+                to[o].row(row * geo.fold).wrapping_add(start)
+            } else {
+                stage.wrapping_add(o * width)
+            };
+        }
         if width < lanes_of {
-            return map_part(lanes, op, &from, &into, width, table);
+            map_part(lanes, op, &from, &into, width, table);
+        } else {
+            // The last vector overlaps its neighbour: it is read before anything is written, as the
+            // output may be the input.
+            let last = width - lanes_of;
+            let tail = load_all(lanes, &from, last);
+            for v in 0..width / lanes_of {
+                let x = load_all(lanes, &from, v * lanes_of);
+                store_all::<L, E, O>(map_one(lanes, op, x, v * lanes_of, table), &into, v * lanes_of);
+            }
+            if !width.is_multiple_of(lanes_of) {
+                store_all::<L, E, O>(map_one(lanes, op, tail, last, table), &into, last);
+            }
         }
-        // The last vector overlaps its neighbour: it is read before anything is written, as the
-        // output may be the input.
-        let last = width - lanes_of;
-        let tail = load_all(lanes, &from, last);
-        for v in 0..width / lanes_of {
-            let x = load_all(lanes, &from, v * lanes_of);
-            store_all::<L, E, O>(map_one(lanes, op, x, v * lanes_of, table), &into, v * lanes_of);
-        }
-        if !width.is_multiple_of(lanes_of) {
-            store_all::<L, E, O>(map_one(lanes, op, tail, last, table), &into, last);
+        for o in 0..O {
+            if !to[o].contiguous {
+                to[o].copy_row(geo, row, start, width, into[o], Direction::Out);
+            }
         }
     }
 }
@@ -711,7 +754,7 @@ where
         let k = load_table::<L, E, K>(lanes, table.narrow.add(off), table.width);
         let v = op.before(lanes, x);
         let mut r = op.formula(v, k);
-        let wide = WideConstants { at: table.wide.add(off), next: table.width, step: 1 };
+        let wide = table.wide(off);
         if !table.all_safe {
             let safe = Vec::<E, L>::load(lanes, table.safe.add(off));
             let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
