@@ -40,6 +40,17 @@ impl Activation {
         if good { Ok(()) } else { Err(Error::Activation { got: self }) }
     }
 
+    /// What undoes it, if anything does.
+    pub(crate) fn inverse(self) -> Option<Activation> {
+        match self {
+            Activation::Identity => Some(self),
+            Activation::LeakyRelu { slope } if slope > 0.0 && (1.0 / slope).is_finite() => {
+                Some(Activation::LeakyRelu { slope: 1.0 / slope })
+            }
+            _ => None,
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn forward<V: Vector>(self, token: V::Token, z: V) -> V {
         match self {

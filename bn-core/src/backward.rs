@@ -1,7 +1,7 @@
 //! The backward pass, and its two stages.
 
 use crate::activation::Activation;
-use crate::batch_norm::{BatchNorm, Op, Output, entry};
+use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
@@ -13,8 +13,8 @@ use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::inverse_std;
 use crate::lanes::Scalar;
-use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
+use crate::layout::{Channels, Place};
 use crate::moments::{GradSums, Moments};
 use crate::shape::Operand;
 use crate::stages::Backward;
@@ -85,11 +85,15 @@ impl<T: Element> BatchNorm<T> {
     /// with running statistics dx = γ/σ·dy, which needs no pass for sums if dgamma and dbeta are not
     /// wanted.
     ///
+    /// The moments are those of this x, as the forward pass wrote them; for statistics over more than it
+    /// there are the stages, [`backward_sums`](Self::backward_sums) and
+    /// [`backward_apply`](Self::backward_apply).
+    ///
     /// dgamma and dbeta overwrite; to accumulate over micro-batches use the stages.
     ///
     /// # Errors
-    /// [`Error::Length`], [`Error::Workspace`]; [`Error::Missing`] where an activation wants y.
-    /// Nothing has been written then. [`Error::Executor`].
+    /// [`Error::Length`], [`Error::Workspace`]; [`Error::Missing`] where an activation wants y;
+    /// [`Error::Count`]. Nothing has been written then. [`Error::Executor`].
     pub fn backward(
         &self,
         input: BackwardInput<'_, T>,
@@ -99,9 +103,12 @@ impl<T: Element> BatchNorm<T> {
         self.check_backward(&input, run.workspace.len())?;
         self.check_len(Operand::Dy, input.dy.len())?;
         self.check_gradients(&output)?;
+        if let Statistics::Batch(moments) = input.statistics {
+            self.check_counts(moments)?;
+        }
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_at(&input, input.dy.as_ptr(), output, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, input.dy.as_ptr()), output, &mut run) }
     }
 
     /// [`backward`](Self::backward) with dx over dy; `input.dy` and `output.dx` are not used and must
@@ -126,11 +133,94 @@ impl<T: Element> BatchNorm<T> {
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
         }
+        if let Statistics::Batch(moments) = input.statistics {
+            self.check_counts(moments)?;
+        }
         let dy = dy_to_dx.as_ptr();
         let Gradients { dresidual, dgamma, dbeta, .. } = output;
         let output = Gradients { dx: Some(dy_to_dx.into()), dresidual, dgamma, dbeta };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&input, dy, output, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, dy), output, &mut run) }
+    }
+
+    /// [`backward`](Self::backward) without x: from the output y of a forward pass that may have been in
+    /// place, and its batch statistics (Rota Bulò, Porzi & Kontschieder, "In-Place Activated BatchNorm
+    /// for Memory-Optimized Training of DNNs", 2018).
+    ///
+    /// x − mean is taken to be (act⁻¹(y) − β)·σ/γ, so the activation must have an inverse (none, or
+    /// leaky ReLU), no γ may be 0, and there was no residual. y is rounded relative to |y|, not to
+    /// |y − β|: the error of the gradients is that of `backward` times 1 + |β/γ|.
+    ///
+    /// # Errors
+    /// As there, and [`Error::NotInvertible`].
+    pub fn backward_from_output(
+        &self,
+        y: &[T],
+        dy: &[T],
+        affine: Affine<'_, T::Param>,
+        moments: &[Moments],
+        output: Gradients<'_, T>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_len(Operand::Dy, dy.len())?;
+        let view = self.output_view(y, dy.as_ptr(), &affine, moments, run.workspace.len())?;
+        self.check_gradients(&output)?;
+        // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
+        // writing.
+        unsafe { self.backward_at(&view, output, &mut run) }
+    }
+
+    /// [`backward_from_output`](Self::backward_from_output) with dx over dy; `output.dx` must be `None`.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Unused`].
+    pub fn backward_from_output_in_place(
+        &self,
+        y: &[T],
+        dy_to_dx: &mut [T],
+        affine: Affine<'_, T::Param>,
+        moments: &[Moments],
+        output: Gradients<'_, T>,
+        mut run: Run<'_>,
+    ) -> Result<(), Error> {
+        self.check_len(Operand::Dy, dy_to_dx.len())?;
+        self.check_in_place(Operand::Dy, Operand::Dx)?;
+        let view = self.output_view(y, dy_to_dx.as_ptr(), &affine, moments, run.workspace.len())?;
+        self.check_gradients(&output)?;
+        if output.dx.is_some() {
+            return Err(Error::Unused { what: "output.dx" });
+        }
+        let output = Gradients { dx: Some(dy_to_dx.into()), ..output };
+        // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
+        unsafe { self.backward_at(&view, output, &mut run) }
+    }
+
+    fn output_view<'v>(
+        &self,
+        y: &'v [T],
+        dy: *const T,
+        affine: &Affine<'v, T::Param>,
+        moments: &'v [Moments],
+        workspace: usize,
+    ) -> Result<View<'v, T>, Error> {
+        self.check_len(Operand::Y, y.len())?;
+        self.check_affine(affine)?;
+        self.check_channels("moments", moments.len())?;
+        self.check_counts(moments)?;
+        self.check_workspace(Op::Backward, workspace)?;
+        let inverse = self.activation.inverse().ok_or(Error::NotInvertible { channel: None })?;
+        if let Some(channel) = (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
+            return Err(Error::NotInvertible { channel: Some(channel) });
+        }
+        let y = self.place(Operand::Y, y.as_ptr());
+        Ok(View {
+            x: y,
+            dy: self.place(Operand::Dy, dy),
+            y: Some(y).filter(|_| self.activation != Activation::Identity),
+            gamma: affine.gamma,
+            statistics: Statistics::Batch(moments),
+            output: Some((inverse, *affine)),
+        })
     }
 
     /// The first stage: Σ dy and Σ dy·(x − mean) of this x and dy, for statistics that may be those
@@ -153,6 +243,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
         sums.fill(GradSums::default());
+        let view = self.view(&input, input.dy.as_ptr());
         for b in 0..self.bands(&run) {
             let (band, kept, mut run) = self.band(b, &mut run);
             let moments = Shared(kept.as_mut_ptr().cast::<Moments>());
@@ -175,7 +266,7 @@ impl<T: Element> BatchNorm<T> {
             };
             let sums = Sums { at: Shared(sums.as_mut_ptr().cast()).from(2 * band.first), words: 2 };
             // SAFETY: the lengths have been checked; inputs are borrowed for reading.
-            unsafe { self.sums_at(&input, input.dy.as_ptr(), band, about, sums, &mut run)? };
+            unsafe { self.sums_at(&view, band, about, sums, &mut run)? };
         }
         Ok(())
     }
@@ -200,7 +291,7 @@ impl<T: Element> BatchNorm<T> {
         // writing.
         unsafe {
             let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
-            self.apply_at(&input, input.dy.as_ptr(), self.engine.all(), &sums, output, &mut run)
+            self.apply_at(&self.view(&input, input.dy.as_ptr()), self.engine.all(), &sums, output, &mut run)
         }
     }
 
@@ -222,6 +313,18 @@ impl<T: Element> BatchNorm<T> {
             }
         }
         self.check_workspace(Op::Backward, workspace)
+    }
+
+    /// The moments of a one-call backward pass are those of its x; others go with the stages.
+    fn check_counts(&self, moments: &[Moments]) -> Result<(), Error> {
+        let expected = self.shape.values_per_channel();
+        match moments.iter().position(|m| m.count != expected) {
+            Some(channel) => {
+                let got = moments.get(channel).map_or(0, |m| m.count);
+                Err(Error::Count { channel, expected, got })
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
@@ -289,24 +392,18 @@ impl<T: Element> BatchNorm<T> {
     /// # Safety
     /// All operands are valid for the whole tensor; dx is dy or overlaps no input; the slices have
     /// been checked.
-    unsafe fn backward_at(
-        &self,
-        input: &BackwardInput<'_, T>,
-        dy: *const T,
-        output: Gradients<'_, T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Error> {
-        let frozen = matches!(input.statistics, Statistics::Running { .. });
+    unsafe fn backward_at(&self, view: &View<'_, T>, output: Gradients<'_, T>, run: &mut Run<'_>) -> Result<(), Error> {
+        let frozen = matches!(view.statistics, Statistics::Running { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
-            return unsafe { self.apply_at(input, dy, self.engine.all(), &|_| Default::default(), output, run) };
+            return unsafe { self.apply_at(view, self.engine.all(), &|_| Default::default(), output, run) };
         }
         let mut output = output;
         for b in 0..self.bands(run) {
             let (band, kept, mut run) = self.band(b, run);
             let sums = Sums { at: Shared(kept.as_mut_ptr().cast()), words: SUM_WORDS };
-            let about = match input.statistics {
+            let about = match view.statistics {
                 // Σ (x − mean) is 0 about the mean of this very x.
                 Statistics::Batch(_) => About::Known(&|_| 0.0),
                 Statistics::Rounded { .. } => About::Measured,
@@ -314,17 +411,37 @@ impl<T: Element> BatchNorm<T> {
             };
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
-                self.sums_at(input, dy, band, about, sums, &mut run)?;
+                self.sums_at(view, band, about, sums, &mut run)?;
                 let reduced = |c: usize| {
                     let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
-                    let n = self.count(&input.statistics, c).max(1) as f64;
+                    let n = self.count(&view.statistics, c).max(1) as f64;
                     // Where the mean was rounded: dot and mean as they are about the measured one.
-                    (GradSums { dbeta, dot: dot - off / n * dbeta }, off / n)
+                    let dot = dot - off / n * dbeta;
+                    // Where x came from y: (x − mean) is s times smaller than what was summed.
+                    let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
+                    (GradSums { dbeta, dot }, off / n)
                 };
-                self.apply_at(input, dy, band, &reduced, output.reborrow(), &mut run)?;
+                self.apply_at(view, band, &reduced, output.reborrow(), &mut run)?;
             }
         }
         Ok(())
+    }
+
+    fn view<'v>(&self, input: &BackwardInput<'v, T>, dy: *const T) -> View<'v, T> {
+        let mask = input.y.filter(|_| self.activation != Activation::Identity);
+        View {
+            x: self.place(Operand::X, input.x.as_ptr()),
+            dy: self.place(Operand::Dy, dy),
+            y: mask.map(|y| self.place(Operand::Y, y.as_ptr())),
+            gamma: input.gamma,
+            statistics: input.statistics,
+            output: None,
+        }
+    }
+
+    /// γ/√(variance + ε).
+    fn scale(&self, view: &View<'_, T>, c: usize) -> f64 {
+        entry(view.gamma, c, 1.0) * inverse_std(self.variance(&view.statistics, c), self.epsilon)
     }
 
     /// As many channels at once as leave what is kept of them between passes room in the workspace:
@@ -357,30 +474,22 @@ impl<T: Element> BatchNorm<T> {
     #[allow(clippy::too_many_arguments, reason = "one call site each")]
     unsafe fn sums_at(
         &self,
-        input: &BackwardInput<'_, T>,
-        dy: *const T,
+        view: &View<'_, T>,
         band: Channels,
         about: About<'_>,
         sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let centre = &|c| self.mean(&input.statistics, c);
+        let centre = &|c| match &view.output {
+            None => self.mean(&view.statistics, c),
+            Some((_, affine)) => affine.beta(c),
+        };
         let off = if let About::Known(off) = about { off } else { &|_| 0.0 };
         let sink = SumSink { sums, first: band.first, centre, off, round: |v| T::Param::from_f64(v).to_f64() };
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
-        let op = GradientSums { activation: self.activation, pivot, centre };
+        let op = GradientSums { activation: self.activation, inverse: view.inverse(), pivot, centre };
         // SAFETY: by the caller; sums only read.
-        unsafe { T::sum_gradients(&self.engine, &op, self.inputs(input, dy), measure, band, &sink, run) }
-    }
-
-    /// What the passes read.
-    fn inputs(&self, input: &BackwardInput<'_, T>, dy: *const T) -> Backward<T> {
-        let mask = input.y.filter(|_| self.activation != Activation::Identity);
-        Backward {
-            x: self.place(Operand::X, input.x.as_ptr()),
-            dy: self.place(Operand::Dy, dy),
-            y: mask.map(|y| self.place(Operand::Y, y.as_ptr())),
-        }
+        unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), measure, band, &sink, run) }
     }
 
     /// Writes all gradients of a band of channels from its sums and what the mean is off by.
@@ -389,19 +498,17 @@ impl<T: Element> BatchNorm<T> {
     /// As [`Self::backward_at`].
     unsafe fn apply_at(
         &self,
-        input: &BackwardInput<'_, T>,
-        dy: *const T,
+        view: &View<'_, T>,
         band: Channels,
         sums: &(dyn Fn(usize) -> (GradSums, f64) + Sync),
         output: Gradients<'_, T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let statistics = &input.statistics;
-        let inverse = |c| inverse_std(self.variance(statistics, c), self.epsilon);
+        let statistics = &view.statistics;
         let channels = || band.first..band.end;
         if let Some(dgamma) = output.dgamma {
             for (c, d) in channels().zip(dgamma.iter_mut().skip(band.first)) {
-                *d = Scalar::from_f64(sums(c).0.dot * inverse(c));
+                *d = Scalar::from_f64(sums(c).0.dot * inverse_std(self.variance(statistics, c), self.epsilon));
             }
         }
         if let Some(dbeta) = output.dbeta {
@@ -409,10 +516,7 @@ impl<T: Element> BatchNorm<T> {
                 *d = Scalar::from_f64(sums(c).0.dbeta);
             }
         }
-        let e = &self.engine;
-        let scale = |c| entry(input.gamma, c, 1.0) * inverse(c);
-        let activation = self.activation;
-        let inputs = self.inputs(input, dy);
+        let (e, activation, inputs) = (&self.engine, self.activation, view.inputs());
         let dx = output.dx.map(|o| self.place(Operand::Dx, o.ptr));
         let dr = output.dresidual.map(|o| self.place(Operand::Dresidual, o.ptr));
         let frozen = matches!(statistics, Statistics::Running { .. });
@@ -426,25 +530,63 @@ impl<T: Element> BatchNorm<T> {
                     T::apply_frozen(e, &op, inputs, dr, None, band, run)
                 }
                 (Some(dx), dr) if frozen => {
-                    let op = ApplyFrozen { activation, coefficients: &|c| multiply(scale(c)) };
+                    let op = ApplyFrozen { activation, coefficients: &|c| multiply(self.scale(view, c)) };
                     T::apply_frozen(e, &op, inputs, dx, dr, band, run)
                 }
                 (Some(dx), dr) => {
-                    let coefficients = |c: usize| {
-                        let (s, off) = sums(c);
-                        let (n, variance) = (self.count(statistics, c).max(1) as f64, self.variance(statistics, c));
-                        let sigma2 = variance + self.epsilon;
-                        let slope = if sigma2 == 0.0 { 0.0 } else { s.dot / (n * sigma2) };
-                        let mean = self.mean(statistics, c) + off;
-                        let (sigma, reach) = (libm::sqrt(sigma2), libm::sqrt(variance * n));
-                        constants::<T::Param>(s.dbeta / n, mean, slope, scale(c), sigma, reach)
-                    };
-                    let op = Apply { activation, coefficients: &coefficients };
+                    let coefficients = |c: usize| self.apply_coefficients(view, sums(c), c);
+                    let op = Apply { activation, inverse: view.inverse(), coefficients: &coefficients };
                     T::apply(e, &op, inputs, dx, dr, band, run)
                 }
             }
         }
     }
+
+    fn apply_coefficients(&self, view: &View<'_, T>, (sums, off): (GradSums, f64), c: usize) -> Coefficients<5> {
+        let (n, variance) = (self.count(&view.statistics, c).max(1) as f64, self.variance(&view.statistics, c));
+        let sigma2 = variance + self.epsilon;
+        let slope = if sigma2 == 0.0 { 0.0 } else { sums.dot / (n * sigma2) };
+        let (sigma, reach, s) = (libm::sqrt(sigma2), libm::sqrt(variance * n), self.scale(view, c));
+        let e = sums.dbeta / n;
+        match &view.output {
+            None => {
+                let mean = self.mean(&view.statistics, c) + off;
+                constants::<T::Param>(e, mean, slope, s, sigma, reach)
+            }
+            // x − mean is (z − β)/s.
+            Some((_, affine)) => {
+                let size = s.abs();
+                constants::<T::Param>(e, affine.beta(c), quotient(slope, s), s, sigma * size, reach * size)
+            }
+        }
+    }
+}
+
+/// What the passes of a backward call start from.
+struct View<'a, T: Element> {
+    /// x, or y in its place.
+    x: Place<T>,
+    dy: Place<T>,
+    /// Where the activation has a mask.
+    y: Option<Place<T>>,
+    gamma: Option<&'a [T::Param]>,
+    statistics: Statistics<'a, T::Param>,
+    /// Where y is in the place of x: how to undo the activation, and gamma and beta.
+    output: Option<(Activation, Affine<'a, T::Param>)>,
+}
+
+impl<T: Element> View<'_, T> {
+    fn inputs(&self) -> Backward<T> {
+        Backward { x: self.x, dy: self.dy, y: self.y }
+    }
+    fn inverse(&self) -> Activation {
+        self.output.as_ref().map_or(Activation::Identity, |o| o.0)
+    }
+}
+
+/// a/b, and 0 where b is 0: a constant channel with ε = 0 has no gradient.
+fn quotient(a: f64, b: f64) -> f64 {
+    if b == 0.0 { 0.0 } else { a / b }
 }
 
 impl<T: Element> Gradients<'_, T> {

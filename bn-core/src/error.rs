@@ -58,6 +58,20 @@ pub enum Error {
         /// Values per channel that there are.
         got: u64,
     },
+    /// The moments given are not of as many values as the call has.
+    Count {
+        /// The first such channel.
+        channel: usize,
+        /// Values per channel of the call.
+        expected: u64,
+        /// The moments' count.
+        got: u64,
+    },
+    /// x cannot be told from y: the activation has no inverse, or the gamma of a channel is 0.
+    NotInvertible {
+        /// The first channel whose gamma is 0; `None` where it is the activation.
+        channel: Option<usize>,
+    },
     /// The workspace is too small.
     Workspace {
         /// Words (u64) that are needed.
@@ -115,6 +129,17 @@ impl fmt::Display for Error {
             }
             Error::TooFewValues { expected, got } => {
                 write!(f, "{got} values per channel, expected at least {expected}")
+            }
+            Error::Count { channel, expected, got } => write!(
+                f,
+                "the moments of channel {channel} are of {got} values, expected those of this call's {expected}: for \
+                 statistics over more than one x there are backward_sums and backward_apply"
+            ),
+            Error::NotInvertible { channel: None } => {
+                f.write_str("the activation has no inverse, expected none, or a leaky ReLU of slope > 0")
+            }
+            Error::NotInvertible { channel: Some(c) } => {
+                write!(f, "gamma of channel {c} is 0, expected one that x can be told from y with")
             }
             Error::Workspace { expected, got } => {
                 write!(f, "the workspace has {got} words of 8 bytes, expected at least {expected}")

@@ -54,7 +54,7 @@ impl Operands {
             var: wave(c, 0.1),
             dgamma: vec![SENTINEL; c],
             dbeta: vec![SENTINEL; c],
-            moments: vec![Moments { count: 12, mean: 1.25, m2: 3.5 }; c],
+            moments: vec![Moments { count: bn.shape().values_per_channel(), mean: 1.25, m2: 3.5 }; c],
             sums: vec![GradSums { dbeta: -77.25, dot: 99.5 }; c],
             prepared: vec![Prepared { mean: 1.0, scale: 2.0, shift: 3.0 }; c],
             workspace: vec![],
@@ -495,6 +495,19 @@ fn with_values(values: usize) -> Vec<Shape> {
     shapes
 }
 
+/// The one-call backward pass wants the moments of its own x; the stages take those of any.
+#[test]
+fn moments_of_another_count() {
+    let bn = plan(Shape::nhwc(2, 3, &[4]).unwrap());
+    let mut o = Operands::new(&bn);
+    o.moments[1].count = 9;
+    let error = Error::Count { channel: 1, expected: 8, got: 9 };
+    Method::Backward.refuses(&bn, &o, error);
+    Method::BackwardInPlace.refuses(&bn, &o, error);
+    assert_eq!(Method::BackwardSums.call(&bn, &mut o), Ok(()));
+    assert_eq!(Method::BackwardApply.call(&bn, &mut o), Ok(()));
+}
+
 #[test]
 fn too_few_values() {
     for got in [0, 1] {
@@ -798,6 +811,9 @@ fn empty() {
             Method::Apply,
             Method::ApplyInPlace,
         ] {
+            // An empty shard of a batch that is not.
+            let mut before = before.clone();
+            before.moments.fill(Moments { count: 12, mean: 1.25, m2: 3.5 });
             let mut o = before.clone();
             assert_eq!(method.call(&bn, &mut o), Ok(()), "{method:?} {shape:?}");
             assert!(o.same_but_workspace(&before), "{method:?} has written something of {shape:?}");

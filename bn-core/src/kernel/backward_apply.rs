@@ -41,6 +41,8 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
 #[derive(Clone, Copy)]
 pub(crate) struct Apply<'a> {
     pub(crate) activation: Activation,
+    /// Where x is taken from y: what undoes the activation.
+    pub(crate) inverse: Activation,
     /// The constants of a channel.
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<5> + Sync),
 }
@@ -103,8 +105,18 @@ macro_rules! frozen {
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
 batch!(2, 1, |self, _token, x| x, |_v, dx| [dx]);
 batch!(2, 2, |self, _token, x| x, |v, dx| [dx, v[1]]);
-batch!(3, 1, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |_v, dx| [dx]);
-batch!(3, 2, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])], |v, dx| [dx, v[1]]);
+batch!(
+    3,
+    1,
+    |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])],
+    |_v, dx| [dx]
+);
+batch!(
+    3,
+    2,
+    |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])],
+    |v, dx| [dx, v[1]]
+);
 // Inputs dy; with an activation dy, y.
 frozen!(1, 1, |self, _token, x| x, |_v, dx| [dx]);
 frozen!(1, 2, |self, _token, x| x, |v, dx| [dx, v[0]]);

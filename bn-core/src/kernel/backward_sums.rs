@@ -13,7 +13,9 @@
 //!    ulp, and Σ e puts that right afterwards.
 //! 3. Where Σ (x − mean) is not known to be 0 (a mean that somebody rounded, running statistics),
 //!    it is measured as a third sum.
-//! 4. Sums as in [`super::moments`]: 16, 16, then f64; a block whose products overflow or underflow
+//! 4. Where x was overwritten by y, the same sums over y in place of x, and β in place of the mean, are
+//!    those sums times γ/σ.
+//! 5. Sums as in [`super::moments`]: 16, 16, then f64; a block whose products overflow or underflow
 //!    is done again in f64.
 
 use super::{Count, Join, Reduction};
@@ -25,6 +27,8 @@ use crate::lanes::{Real, Scalar, Vector};
 #[derive(Clone, Copy)]
 pub(crate) struct GradientSums<'a> {
     pub(crate) activation: Activation,
+    /// Where x is taken from y: what undoes the activation.
+    pub(crate) inverse: Activation,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,
@@ -99,4 +103,4 @@ macro_rules! reductions {
 
 // Inputs x, dy; with an activation x, dy, y.
 reductions!(2, |self, _token, x| x);
-reductions!(3, |self, token, x| [x[0], self.activation.backward(token, x[2], x[1])]);
+reductions!(3, |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])]);
