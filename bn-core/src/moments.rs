@@ -73,11 +73,11 @@ impl Moments {
             *self = *other;
             return;
         }
-        let join = crate::kernel::Join::new(self.count, other.count);
         let delta = other.mean - self.mean;
+        let share = other.count as f64 / (self.count + other.count) as f64;
+        self.m2 += other.m2 + delta * delta * (self.count as f64 * share);
+        self.mean += delta * share;
         self.count += other.count;
-        self.mean += delta * join.share;
-        self.m2 += other.m2 + delta * delta * join.weight;
     }
 }
 

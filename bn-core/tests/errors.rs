@@ -1071,7 +1071,7 @@ fn executors_that_fail() {
         Shape::nchw(6, 12, &[40, 20]).unwrap(),
         Shape::nchw(500, 20, &[2, 2]).unwrap(),
         Shape::nhwc(6, 96, &[10, 10]).unwrap(),
-        Shape::nhwc(5000, 5, &[2]).unwrap(),
+        Shape::nhwc(9000, 5, &[2]).unwrap(),
         Shape::dense(300, 200).unwrap(),
     ] {
         // Fewer stay on the calling thread.

@@ -15,10 +15,10 @@
 //!    it is measured as a third sum.
 //! 4. Where x was overwritten by y, the same sums over y in place of x, and β in place of the mean, are
 //!    those sums times γ/σ.
-//! 5. Sums as in [`super::moments`]: 16, 16, then f64; a block whose products overflow or underflow
+//! 5. Sums as in [`super::moments`]: 16, 16, then f64; a cell whose products overflow or underflow
 //!    is done again in f64.
 
-use super::{Count, Join, Reduction};
+use super::Reduction;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
@@ -37,11 +37,11 @@ pub(crate) struct GradientSums<'a> {
 }
 
 macro_rules! reduction {
-    ($i:literal, $n:literal, |$self:ident, $token:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr,
-     |$a:ident, $b:ident| $join:expr) => {
+    ($i:literal, $n:literal, |$self:ident, $token:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
         impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_> {
-            const PIVOT_PER_BLOCK: bool = false;
+            const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
+            const ZERO_AT_PIVOT: bool = $n == 2;
             const PASSES: usize = 1;
 
             #[inline(always)]
@@ -62,27 +62,21 @@ macro_rules! reduction {
                 E::Compute::from_f64((self.centre)(channel))
             }
             #[inline(always)]
-            fn settle<R: Real>(_: [R; 2], sums: [R; $n], count: Count<R>) -> ([R; $n], R::Mask) {
+            fn good(sums: &[f64; $n], n: f64) -> bool {
                 // NaN fails each of them.
-                let mut good = count.tiny.le(sums[1].abs());
-                let mut i = 0;
-                while i < $n {
-                    good = R::both(good, sums[i].abs().le(count.max));
-                    i += 1;
+                let mut good = sums[1].abs() >= n * E::Compute::TINY;
+                for s in sums {
+                    good &= s.abs() <= f64::MAX;
                 }
-                (sums, good)
+                good
+            }
+            #[inline(always)]
+            fn settle(_: [f64; 2], sums: [f64; $n], _: f64) -> [f64; $n] {
+                sums
             }
             #[inline(always)]
             fn recentre(k: [f64; 2], _: [f64; $n], _: f64) -> [f64; 2] {
                 k
-            }
-            #[inline(always)]
-            fn settle_wide(_: [f64; 2], sums: [f64; $n], _: f64) -> [f64; $n] {
-                sums
-            }
-            #[inline(always)]
-            fn join<R: Real>($a: [R; $n], $b: [R; $n], _: Join<R>) -> [R; $n] {
-                $join
             }
         }
     };
@@ -91,13 +85,9 @@ macro_rules! reduction {
 macro_rules! reductions {
     ($i:literal, |$self:ident, $token:ident, $x:ident| $values:expr) => {
         // Σ e, Σ e·d.
-        reduction!($i, 2, |$self, $token, $x| $values, |e, d| [e, e * d], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        reduction!($i, 2, |$self, $token, $x| $values, |e, d| [e, e * d]);
         // And Σ d.
-        reduction!($i, 3, |$self, $token, $x| $values, |e, d| [e, e * d, d], |a, b| [
-            a[0] + b[0],
-            a[1] + b[1],
-            a[2] + b[2]
-        ]);
+        reduction!($i, 3, |$self, $token, $x| $values, |e, d| [e, e * d, d]);
     };
 }
 

@@ -17,64 +17,19 @@ pub(crate) mod normalize;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
 
-/// The weights with which a part of `nb` elements joins `na` earlier ones.
-#[derive(Clone, Copy)]
-pub(crate) struct Join<R> {
-    /// nb / (na + nb)
-    pub(crate) share: R,
-    /// na · nb / (na + nb)
-    pub(crate) weight: R,
-}
-
-impl Join<f64> {
-    #[inline(always)]
-    pub(crate) fn new(na: u64, nb: u64) -> Self {
-        let share = nb as f64 / (na + nb) as f64;
-        Join { share, weight: na as f64 * share }
-    }
-
-    /// In every lane.
-    #[inline(always)]
-    pub(crate) fn splat<V: Vector<Scalar = f64>>(self, token: V::Token) -> Join<V> {
-        Join { share: V::splat(token, self.share), weight: V::splat(token, self.weight) }
-    }
-}
-
-/// The number n of elements that sums are over, and what follows from it.
-#[derive(Clone, Copy)]
-pub(crate) struct Count<R> {
-    /// 1/n
-    pub(crate) per_n: R,
-    /// Sums of squares below this may have lost digits to underflow.
-    pub(crate) tiny: R,
-    /// The largest finite number.
-    pub(crate) max: R,
-}
-
-impl Count<f64> {
-    #[inline(always)]
-    pub(crate) fn new<S: Scalar>(n: u64) -> Self {
-        Count { per_n: 1.0 / n as f64, tiny: n as f64 * S::TINY, max: f64::MAX }
-    }
-
-    /// In every lane.
-    #[inline(always)]
-    pub(crate) fn splat<V: Vector<Scalar = f64>>(self, token: V::Token) -> Count<V> {
-        Count { per_n: V::splat(token, self.per_n), tiny: V::splat(token, self.tiny), max: V::splat(token, self.max) }
-    }
-}
-
 /// Sums over a channel: `I` inputs, `J` values of each element that are summed from, `K` constants
 /// per channel, `N` sums.
 pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: usize, const N: usize>:
     Sync
 {
-    /// Whether constant 0 is a pivot that each block makes from its own elements. Otherwise it is
-    /// one pivot per channel.
-    const PIVOT_PER_BLOCK: bool;
+    /// Whether constant 0 is a pivot that each cell makes from its own elements. Otherwise it is one
+    /// pivot per channel.
+    const PIVOT_PER_CELL: bool;
     /// The value (of the `J`) that the pivot is a mean of.
     const PIVOT_OF: usize;
-    /// How often [`Reduction::addends`] goes over a block when it is done again in f64.
+    /// Whether an element that equals the pivot adds 0 to every sum.
+    const ZERO_AT_PIVOT: bool;
+    /// How often [`Reduction::addends`] goes over a cell when it is done again in f64.
     const PASSES: usize;
 
     /// Whether there is a pivot at all; else it is 0.
@@ -85,14 +40,12 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn addends<R: Real>(&self, v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
-    /// From sums over a block to its result, and whether it can be trusted.
-    fn settle<R: Real>(k: [R; K], sums: [R; N], count: Count<R>) -> ([R; N], R::Mask);
+    /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.
+    fn good(sums: &[f64; N], n: f64) -> bool;
+    /// From sums over a cell to its result.
+    fn settle(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; N];
     /// Better constants for the next pass in f64.
     fn recentre(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; K];
-    /// The result from sums that were made in f64.
-    fn settle_wide(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; N];
-    /// Joins the results of two parts.
-    fn join<R: Real>(a: [R; N], b: [R; N], join: Join<R>) -> [R; N];
 }
 
 /// The constants of one channel for a [`Map`].

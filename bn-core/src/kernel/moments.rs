@@ -8,16 +8,14 @@
 //! ```
 //! What is done instead, and why:
 //! 1. One pass about a pivot k near the mean: d = x − k, s += d, q += d·d; then mean = k + s/n and
-//!    m2 = q − s²/n. Memory is read once. A pivot is taken for each block of at most a few thousand
-//!    elements, so it is near whatever the data drift to.
-//! 2. The subtraction cancels digits only if k is far from the mean; where not 2·m2 ≥ q the block
-//!    is done again in f64, in two passes. So is a block whose squares overflow or underflow, and
-//!    a constant one.
+//!    m2 = q − s²/n. Memory is read once. k is the mean of 16 samples of the cell.
+//! 2. The last subtraction cancels digits only if k is far from the mean; where not 2·m2 ≥ q the
+//!    cell is done again in f64, in two passes. So is a cell whose squares overflow or underflow.
 //! 3. No sum in element precision takes more than 16 addends, or more than 16 sums of 16; then f64.
-//! 4. Blocks join in f64 by the formula of Chan, Golub & LeVeque, "Updating formulae and a pairwise
-//!    algorithm for computing sample variances" (1979): no division per element, none per channel.
+//! 4. Cells join in f64 by the formula of Chan, Golub & LeVeque, "Updating formulae and a pairwise
+//!    algorithm for computing sample variances" (1979).
 
-use super::{Count, Join, Reduction};
+use super::Reduction;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
 
@@ -26,8 +24,9 @@ use crate::lanes::{Real, Scalar, Vector};
 pub(crate) struct MomentSums;
 
 impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
-    const PIVOT_PER_BLOCK: bool = true;
+    const PIVOT_PER_CELL: bool = true;
     const PIVOT_OF: usize = 0;
+    const ZERO_AT_PIVOT: bool = true;
     const PASSES: usize = 2;
 
     #[inline(always)]
@@ -48,28 +47,20 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         E::Compute::ZERO
     }
     #[inline(always)]
-    fn settle<R: Real>([k]: [R; 1], [s, q]: [R; 2], count: Count<R>) -> ([R; 2], R::Mask) {
-        let shift = s * count.per_n;
-        let m2 = q - s * shift;
+    fn good(&[s, q]: &[f64; 2], n: f64) -> bool {
         // NaN fails each of them.
-        let digits = q.le(m2 + m2);
-        let range = R::both(count.tiny.le(q), q.le(count.max));
-        ([k + shift, m2], R::both(digits, range))
+        let m2 = q - s * (s / n);
+        2.0 * m2 >= q && q >= n * E::Compute::TINY && q <= f64::MAX
+    }
+    #[inline(always)]
+    fn settle([k]: [f64; 1], [s, q]: [f64; 2], per_n: f64) -> [f64; 2] {
+        let shift = s * per_n;
+        // What is negative is rounding; NaN stays.
+        let m2 = q - s * shift;
+        [k + shift, if m2 < 0.0 { 0.0 } else { m2 }]
     }
     #[inline(always)]
     fn recentre([k]: [f64; 1], [s, _]: [f64; 2], per_n: f64) -> [f64; 1] {
         [k + s * per_n]
-    }
-    #[inline(always)]
-    fn settle_wide([k]: [f64; 1], [s, q]: [f64; 2], per_n: f64) -> [f64; 2] {
-        // The second term corrects for the rounding of the mean. What is negative is rounding; NaN
-        // stays.
-        let m2 = q - s * (s * per_n);
-        [k + s * per_n, if m2 < 0.0 { 0.0 } else { m2 }]
-    }
-    #[inline(always)]
-    fn join<R: Real>(a: [R; 2], b: [R; 2], join: Join<R>) -> [R; 2] {
-        let delta = b[0] - a[0];
-        [a[0] + delta * join.share, a[1] + (b[1] + delta * delta * join.weight)]
     }
 }

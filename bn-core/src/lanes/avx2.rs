@@ -102,41 +102,15 @@ operator!(F64, Add, add, _mm256_add_pd);
 operator!(F64, Sub, sub, _mm256_sub_pd);
 operator!(F64, Mul, mul, _mm256_mul_pd);
 
-macro_rules! real {
-    ($t:ident, $reg:ident, $cmp:ident, $and:ident, $andnot:ident, $set1:ident) => {
-        impl Real for $t {
-            type Mask = ($reg, $reg);
-            #[inline(always)]
-            fn lt(self, o: Self) -> Self::Mask {
-                // SAFETY: a vector of this type exists only where a token does.
-                unsafe { ($cmp::<_CMP_LT_OQ>(self.0, o.0), $cmp::<_CMP_LT_OQ>(self.1, o.1)) }
-            }
-            #[inline(always)]
-            fn le(self, o: Self) -> Self::Mask {
-                // SAFETY: as above.
-                unsafe { ($cmp::<_CMP_LE_OQ>(self.0, o.0), $cmp::<_CMP_LE_OQ>(self.1, o.1)) }
-            }
-            #[inline(always)]
-            fn abs(self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($andnot($set1(-0.0), self.0), $andnot($set1(-0.0), self.1)) }
-            }
-            #[inline(always)]
-            fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask {
-                // SAFETY: a mask comes from a vector.
-                unsafe { ($and(a.0, b.0), $and(a.1, b.1)) }
-            }
-        }
-    };
-}
-real!(F32, __m256, _mm256_cmp_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_set1_ps);
-real!(F64, __m256d, _mm256_cmp_pd, _mm256_and_pd, _mm256_andnot_pd, _mm256_set1_pd);
+impl Real for F32 {}
+impl Real for F64 {}
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $and:ident,
      $andnot:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Token = Avx2;
+        type Mask = ($reg, $reg);
         type Wide = F64;
 
         #[inline(always)]
@@ -168,11 +142,17 @@ macro_rules! vector {
             }
         }
         #[inline(always)]
+        fn lt(self, o: Self) -> Self::Mask {
+            // SAFETY: AVX2 as above.
+            unsafe { ($cmp::<_CMP_LT_OQ>(self.0, o.0), $cmp::<_CMP_LT_OQ>(self.1, o.1)) }
+        }
+        #[inline(always)]
         fn finite(self) -> Self::Mask {
             // SAFETY: AVX2 as above.
-            // SAFETY: AVX2 as above.
-            let inf = unsafe { $set1(<$scalar>::INFINITY) };
-            self.abs().lt(Self(inf, inf))
+            unsafe {
+                let (sign, inf) = ($set1(-0.0), $set1(<$scalar>::INFINITY));
+                ($cmp::<_CMP_LT_OQ>($andnot(sign, self.0), inf), $cmp::<_CMP_LT_OQ>($andnot(sign, self.1), inf))
+            }
         }
         #[inline(always)]
         fn all(m: Self::Mask) -> bool {

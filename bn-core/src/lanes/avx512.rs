@@ -87,39 +87,15 @@ operator!(F64, Add, add, _mm512_add_pd);
 operator!(F64, Sub, sub, _mm512_sub_pd);
 operator!(F64, Mul, mul, _mm512_mul_pd);
 
-macro_rules! real {
-    ($t:ident, $mask:ty, $cmp:ident, $abs:ident) => {
-        impl Real for $t {
-            type Mask = $mask;
-            #[inline(always)]
-            fn lt(self, o: Self) -> $mask {
-                // SAFETY: a vector of this type exists only where a token does.
-                unsafe { $cmp::<_CMP_LT_OQ>(self.0, o.0) }
-            }
-            #[inline(always)]
-            fn le(self, o: Self) -> $mask {
-                // SAFETY: as above.
-                unsafe { $cmp::<_CMP_LE_OQ>(self.0, o.0) }
-            }
-            #[inline(always)]
-            fn abs(self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($abs(self.0)) }
-            }
-            #[inline(always)]
-            fn both(a: $mask, b: $mask) -> $mask {
-                a & b
-            }
-        }
-    };
-}
-real!(F32, u16, _mm512_cmp_ps_mask, _mm512_abs_ps);
-real!(F64, u8, _mm512_cmp_pd_mask, _mm512_abs_pd);
+impl Real for F32 {}
+impl Real for F64 {}
 
 macro_rules! vector {
-    ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $maskz:ident, $class:ident, $blend:ident) => {
+    ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $maskz:ident, $cmp:ident,
+     $class:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Token = Avx512;
+        type Mask = $mask;
         type Wide = F64;
 
         #[inline(always)]
@@ -144,6 +120,11 @@ macro_rules! vector {
             let keep = (u32::MAX << (n as u32 & 31)) as $mask;
             // SAFETY: AVX-512 as above.
             unsafe { Self($maskz(keep, self.0)) }
+        }
+        #[inline(always)]
+        fn lt(self, o: Self) -> $mask {
+            // SAFETY: AVX-512 as above.
+            unsafe { $cmp::<_CMP_LT_OQ>(self.0, o.0) }
         }
         #[inline(always)]
         fn finite(self) -> $mask {
@@ -172,6 +153,7 @@ impl Vector for F32 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_maskz_mov_ps,
+        _mm512_cmp_ps_mask,
         _mm512_fpclass_ps_mask,
         _mm512_mask_blend_ps
     );
@@ -197,6 +179,7 @@ impl Vector for F64 {
         _mm512_loadu_pd,
         _mm512_storeu_pd,
         _mm512_maskz_mov_pd,
+        _mm512_cmp_pd_mask,
         _mm512_fpclass_pd_mask,
         _mm512_mask_blend_pd
     );

@@ -115,38 +115,9 @@ impl Scalar for f64 {
 }
 
 /// What a vector and a single f64 have in common: formulas that are written in it run on both.
-pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
-    /// One truth value per lane.
-    type Mask: Copy;
-    /// Where `self < other`; false where either is NaN.
-    fn lt(self, other: Self) -> Self::Mask;
-    /// Where `self <= other`; false where either is NaN.
-    fn le(self, other: Self) -> Self::Mask;
-    /// Without the sign.
-    fn abs(self) -> Self;
-    /// Where both hold.
-    fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
-}
+pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {}
 
-impl Real for f64 {
-    type Mask = bool;
-    #[inline(always)]
-    fn lt(self, other: f64) -> bool {
-        self < other
-    }
-    #[inline(always)]
-    fn le(self, other: f64) -> bool {
-        self <= other
-    }
-    #[inline(always)]
-    fn abs(self) -> f64 {
-        f64::abs(self)
-    }
-    #[inline(always)]
-    fn both(a: bool, b: bool) -> bool {
-        a & b
-    }
-}
+impl Real for f64 {}
 
 /// A vector of `Scalar::LANES` lanes.
 pub trait Vector: Real {
@@ -154,6 +125,8 @@ pub trait Vector: Real {
     type Scalar: Scalar;
     /// The token that proves that this vector may be used.
     type Token: Copy;
+    /// One truth value per lane.
+    type Mask: Copy;
     /// The f64 vector of the same ISA.
     type Wide: Vector<Scalar = f64, Token = Self::Token>;
     /// How many `Wide` vectors hold the lanes of this one.
@@ -173,6 +146,8 @@ pub trait Vector: Real {
     unsafe fn store(self, p: *mut Self::Scalar);
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
+    /// Where `self < other`; false where either is NaN.
+    fn lt(self, other: Self) -> Self::Mask;
     /// Lanes that are neither infinite nor NaN.
     fn finite(self) -> Self::Mask;
     /// Whether a mask holds in every lane.

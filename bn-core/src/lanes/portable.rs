@@ -66,26 +66,8 @@ impl Lanes for Portable {
 }
 
 macro_rules! operators {
-    ($t:ident, $inner:ident) => {
-        impl Real for $t {
-            type Mask = $inner;
-            #[inline(always)]
-            fn lt(self, other: Self) -> $inner {
-                self.0.simd_lt(other.0)
-            }
-            #[inline(always)]
-            fn le(self, other: Self) -> $inner {
-                self.0.simd_le(other.0)
-            }
-            #[inline(always)]
-            fn abs(self) -> Self {
-                Self(self.0.abs())
-            }
-            #[inline(always)]
-            fn both(a: $inner, b: $inner) -> $inner {
-                a & b
-            }
-        }
+    ($t:ident) => {
+        impl Real for $t {}
         impl Add for $t {
             type Output = Self;
             #[inline(always)]
@@ -109,13 +91,14 @@ macro_rules! operators {
         }
     };
 }
-operators!(F32, f32x16);
-operators!(F64, f64x8);
+operators!(F32);
+operators!(F64);
 
 macro_rules! vector {
     ($name:ident, $inner:ident, $scalar:ty, $lanes:literal, $window:ident) => {
         type Scalar = $scalar;
         type Token = Portable;
+        type Mask = $inner;
         type Wide = F64;
 
         #[inline(always)]
@@ -142,8 +125,13 @@ macro_rules! vector {
             Self(self.0 & mask)
         }
         #[inline(always)]
+        fn lt(self, other: Self) -> $inner {
+            self.0.simd_lt(other.0)
+        }
+        #[inline(always)]
         fn finite(self) -> $inner {
-            self.abs().lt(Self($inner::splat(<$scalar>::INFINITY)))
+            // An ordered comparison: false for NaN.
+            self.0.abs().simd_lt($inner::splat(<$scalar>::INFINITY))
         }
         #[inline(always)]
         fn all(mask: $inner) -> bool {

@@ -4,10 +4,11 @@
 //! items        images (planes geometry) or rows (rows geometry) of the tensor
 //! visit        up to four items a quarter of the tensor apart: item v, q + v, 2q + v, 3q + v;
 //!              the up to three items that four do not divide make one last visit
-//! block        the visits whose elements share a pivot; at most 256 elements per virtual lane:
-//!              16 per first-level f32 sum, 16 of those per second-level sum, then f64
-//! cell         consecutive blocks of a channel, merged in order; at most 32 cells per channel,
-//!              merged in order: the unit of work that another thread may take
+//! block        visits summed in f32 without a break; at most 256 elements per virtual lane: 16 per
+//!              first-level sum, 16 of those per second-level sum; blocks add up in f64
+//! cell         consecutive blocks of a channel whose elements share a pivot; at most 32 per channel,
+//!              of at least two (rows) or four (planes) blocks each if there is more than one; cells
+//!              join in order: the unit of work that another thread may take
 //! ```
 //!
 //! Nothing here depends on the ISA, on caches, on the workspace or on the width of a pointer.
@@ -19,7 +20,11 @@ pub(crate) const SAMPLES: usize = 16;
 /// Addends of one f32 sum.
 pub(crate) const CHAIN: usize = 16;
 /// Cells per channel.
-pub(crate) const MAX_CELLS: usize = 32;
+const MAX_CELLS: usize = 32;
+/// Blocks per cell, where there is more than one cell, so that sampling a pivot costs little: blocks
+/// of planes are smaller, and their samples are taken one by one.
+const PLANE_BLOCKS: usize = 4;
+const ROW_BLOCKS: usize = 2;
 
 /// ⌊n/d⌋. Nothing here divides by 0, but the compiler does not see that; with these a release build
 /// holds no path to a panic (which `ci/firmware.sh` proves).
@@ -172,7 +177,7 @@ impl Planes {
             _ => div(CHAIN, width * runs).max(1),
         };
         let visit_blocks = ceil(visits.len(), per_block);
-        let cells = visit_blocks.saturating_mul(pieces).clamp(1, MAX_CELLS);
+        let cells = (visit_blocks.saturating_mul(pieces) / PLANE_BLOCKS).clamp(1, MAX_CELLS);
         Planes { channels, positions, visits, vectors, pieces, visit_blocks, spanning, cells }
     }
 
@@ -184,8 +189,13 @@ impl Planes {
 
     /// The blocks of cell `g`, as a range.
     pub(crate) fn blocks(&self, g: usize) -> (usize, usize) {
-        let blocks = self.visit_blocks * self.pieces;
+        let blocks = self.all_blocks();
         (part(blocks, self.cells, g), part(blocks, self.cells, g + 1))
+    }
+
+    /// Blocks of a channel.
+    pub(crate) fn all_blocks(&self) -> usize {
+        self.visit_blocks * self.pieces
     }
 
     /// The visits of visit block `b`, as a range.
@@ -193,8 +203,20 @@ impl Planes {
         (part(self.visits.len(), self.visit_blocks, b), part(self.visits.len(), self.visit_blocks, b + 1))
     }
 
+    /// Image and position that sample `i` of blocks `first..end` is taken from: a block somewhere in
+    /// each sixteenth of them, an image of its, and a position somewhere in its piece.
+    #[inline(always)]
+    pub(crate) fn sample(&self, i: usize, first: usize, end: usize, lanes: usize) -> (usize, usize) {
+        let block = first + sample_stratified(i, end - first);
+        let (v0, v1) = self.block_visits(div(block, self.pieces));
+        let piece = self.piece(rem(block, self.pieces), lanes);
+        // Another order than that of the blocks.
+        let item = self.visits.sample(i.wrapping_mul(7) % SAMPLES, v0, v1);
+        (item, piece.first * lanes + sample_anywhere(i, piece.elements))
+    }
+
     /// Elements per channel in cell `g`.
-    fn count(&self, g: usize, lanes: usize) -> u64 {
+    pub(crate) fn count(&self, g: usize, lanes: usize) -> u64 {
         let (first, end) = self.blocks(g);
         (first..end)
             .map(|b| {
@@ -260,7 +282,7 @@ impl Rows {
             rest: rem(rows, fold),
             folded,
             blocks,
-            cells: blocks.clamp(1, MAX_CELLS),
+            cells: (blocks / ROW_BLOCKS).clamp(1, MAX_CELLS),
         }
     }
 
@@ -279,17 +301,16 @@ impl Rows {
         if g + 1 == self.cells { self.rest } else { 0 }
     }
 
-    /// Folded rows in cell `g`.
-    pub(crate) fn rows_of(&self, g: usize) -> usize {
+    /// The visits of cell `g`, as a range.
+    pub(crate) fn cell_visits(&self, g: usize) -> (usize, usize) {
         let (first, end) = self.cell_blocks(g);
-        if first == end {
-            return 0;
-        }
-        self.visits.items(self.block_visits(first).0, self.block_visits(end - 1).1)
+        if first == end { (0, 0) } else { (self.block_visits(first).0, self.block_visits(end - 1).1) }
     }
 
-    fn count(&self, g: usize) -> u64 {
-        (self.rows_of(g) as u64 * self.fold as u64 + self.rest_of(g) as u64) * self.adjacent as u64
+    /// Elements per channel in cell `g`.
+    pub(crate) fn count(&self, g: usize) -> u64 {
+        let (v0, v1) = self.cell_visits(g);
+        (self.visits.items(v0, v1) as u64 * self.fold as u64 + self.rest_of(g) as u64) * self.adjacent as u64
     }
 }
 

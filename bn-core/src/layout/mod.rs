@@ -341,6 +341,29 @@ unsafe fn add_in_f64<E, R, const I: usize, const J: usize, const K: usize, const
     }
 }
 
+/// Whether a whole vector of elements is at the pivot.
+///
+/// # Safety
+/// The pointers are valid for reading a vector.
+#[inline(always)]
+unsafe fn all_at<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    from: &[*const E; I],
+    pivot: f64,
+) -> bool
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    // SAFETY: by the caller.
+    let v = store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, from, 0) }));
+    let mut same = true;
+    for lane in 0..Compute::<E>::LANES {
+        same &= v[R::PIVOT_OF][lane].to_f64() == pivot;
+    }
+    same
+}
+
 /// The lanes of some vectors.
 #[inline(always)]
 fn store_lanes<L: Lanes, E: Element, const J: usize>(v: [Vec<E, L>; J]) -> [[Compute<E>; MOST_LANES]; J] {

@@ -3,13 +3,13 @@
 //! Sums visit the tensor in memory order, four images a quarter of the batch apart in lockstep;
 //! elements are mapped image by image.
 
-use super::grid::{CHAIN, Piece, Planes, SAMPLES, div, part, rem, sample_anywhere};
+use super::grid::{CHAIN, Planes, SAMPLES, div, part, rem};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, load_all,
-    map_in_f64, splat_all, staged, store_all, tree, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, all_at,
+    load_all, map_in_f64, splat_all, staged, store_all, tree, words_for,
 };
 use crate::element::Element;
-use crate::kernel::{Coefficients, Count, Join, Map, Reduction};
+use crate::kernel::{Coefficients, Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
 
 /// Workspace of [`reduce`] for one channel.
@@ -49,21 +49,22 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    // Per channel: the result so far, constants, and second-level sums of an unfinished block.
+    // Per channel: the sums so far, constants, and second-level sums of an unfinished block.
     let results = carve.take::<[f64; N]>(width);
     let constants = carve.take::<[Compute<E>; K]>(width);
     let sums = carve.take::<Compute<E>>(width * N * lanes_of);
     let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
 
+    let (first, end) = geo.blocks(g);
     for c in 0..width {
         let mut k = [Compute::<E>::ZERO; K];
         for (i, k) in k.iter_mut().enumerate().skip(1) {
             *k = op.constant(channels.first + c, i);
         }
-        if !R::PIVOT_PER_BLOCK && op.pivots() {
-            let at = |i| (geo.visits.sample(i, 0, geo.visits.len()), sample_anywhere(i, geo.positions));
+        if op.pivots() {
+            let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
             // SAFETY: samples are taken inside the geometry, which the places hold.
-            k[0] = unsafe { pivot(lanes, op, from, channels.first + c, at) };
+            k[0] = unsafe { pivot(lanes, op, geo, from, channels.first + c, first, end) };
         }
         // SAFETY: c < width, the length of both.
         unsafe {
@@ -72,43 +73,31 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         }
     }
 
-    let (first, end) = geo.blocks(g);
-    let mut before = 0;
     let mut block = first;
     while block < end {
         // A block of visits, and those of its pieces that are in this cell.
         let (b, p0) = (div(block, geo.pieces), rem(block, geo.pieces));
         let p1 = geo.pieces.min(p0 + (end - block));
         let (v0, v1) = geo.block_visits(b);
-        let items = geo.visits.items(v0, v1);
-        let mut done = before;
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for c in 0..width {
                 let channel = channels.first + c;
                 // SAFETY: c < width, the length of all three.
                 let (constants, result, sums) =
-                    unsafe { (&mut *constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
-                done = before;
+                    unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
+                let k = splat_all::<Vec<E, L>, K>(lanes, constants);
+                let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
                 for p in p0..p1 {
                     let piece = geo.piece(p, lanes_of);
-                    let start = piece.first * lanes_of;
-                    let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
                     let mut acc = zero;
-                    if v == v0 {
-                        if R::PIVOT_PER_BLOCK {
-                            let at = |i| (geo.visits.sample(i, v0, v1), start + sample_anywhere(i, piece.elements));
-                            // SAFETY: samples are taken inside the block.
-                            constants[0] = unsafe { pivot(lanes, op, from, channel, at) };
-                        }
-                    } else {
+                    if v > v0 {
                         for n in 0..N {
                             // SAFETY: N vectors per channel were carved; the block's first visit
                             // has written them.
                             acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
                         }
                     }
-                    let k = splat_all::<Vec<E, L>, K>(lanes, constants);
                     // SAFETY: the visit's images and the piece are inside the geometry.
                     unsafe {
                         if geo.spanning {
@@ -132,39 +121,31 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                             }
                         }
                     }
-                    if v + 1 < v1 {
-                        for n in 0..N {
+                    for n in 0..N {
+                        if v + 1 < v1 {
                             // SAFETY: as for the load above.
                             unsafe { acc[n].store(sums.add(n * lanes_of)) };
+                        } else {
+                            result[n] += acc[n].sum_f64();
                         }
-                    } else {
-                        let n = (items * piece.elements) as u64;
-                        let count = Count::new::<Compute<E>>(n);
-                        let (mut k, mut total) = ([0.0; K], [0.0; N]);
-                        for i in 0..K {
-                            k[i] = constants[i].to_f64();
-                        }
-                        for n in 0..N {
-                            total[n] = acc[n].sum_f64();
-                        }
-                        let (mut r, good) = R::settle(k, total, count);
-                        if !good {
-                            // SAFETY: the block is inside the geometry.
-                            r = unsafe { again(op, geo, from, channel, (v0, v1), piece, k, count.per_n) };
-                        }
-                        *result = if done == 0 { r } else { R::join(*result, r, Join::new(done, n)) };
-                        done += n;
                     }
                 }
             }
         }
-        before = done;
         block += p1 - p0;
     }
+    let n = geo.count(g, lanes_of);
+    let per_n = 1.0 / n as f64;
     for c in 0..width {
         // SAFETY: c < width, the length of both.
-        let (result, k) = unsafe { (*results.add(c), *constants.add(c)) };
-        emit(channels.first + c, result, k.map(|k| k.to_f64()));
+        let (sums, k) = unsafe { (*results.add(c), (*constants.add(c)).map(|k| k.to_f64())) };
+        let result = if R::good(&sums, n as f64) {
+            R::settle(k, sums, per_n)
+        } else {
+            // SAFETY: the cell is inside the geometry.
+            unsafe { again(op, geo, from, channels.first + c, g, k, per_n) }
+        };
+        emit(channels.first + c, result, k);
     }
 }
 
@@ -228,20 +209,22 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
     }
 }
 
-/// The pivot: the mean of [`SAMPLES`] values of a channel, at places (image, position), in the
+/// The pivot: the mean of [`SAMPLES`] values of a channel, spread over blocks `first..end`, in the
 /// element's arithmetic, as the first of them plus the mean distance from it. That keeps all digits
 /// at any mean, gives a constant exactly, and costs no f64 where that is done in software. 0 where
 /// it overflows.
 ///
 /// # Safety
-/// `at` gives places inside the geometry.
+/// The places are valid for reading all planes of the geometry.
 #[inline(always)]
 unsafe fn pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
+    geo: &Planes,
     from: &[Place<E>; I],
     channel: usize,
-    at: impl Fn(usize) -> (usize, usize),
+    first: usize,
+    end: usize,
 ) -> Compute<E>
 where
     L: Lanes,
@@ -250,9 +233,9 @@ where
 {
     let mut samples = [[E::zeroed(); SAMPLES]; I];
     for i in 0..SAMPLES {
-        let (image, position) = at(i);
+        let (image, position) = geo.sample(i, first, end, Compute::<E>::LANES);
         for j in 0..I {
-            // SAFETY: by the caller.
+            // SAFETY: samples are taken inside the geometry.
             samples[j][i] = unsafe { *from[j].element(from[j].plane(image, channel), position) };
         }
     }
@@ -282,10 +265,10 @@ where
     if k.to_f64().is_finite() { k } else { Compute::<E>::ZERO }
 }
 
-/// A block again, in f64.
+/// A cell of a channel again, in f64.
 ///
 /// # Safety
-/// The visits and the piece are inside the geometry.
+/// The places are valid for reading all planes of the geometry.
 #[cold]
 #[inline(never)]
 unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
@@ -293,8 +276,7 @@ unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: u
     geo: &Planes,
     from: &[Place<E>; I],
     channel: usize,
-    (v0, v1): (usize, usize),
-    piece: Piece,
+    g: usize,
     mut k: [f64; K],
     per_n: f64,
 ) -> [f64; N]
@@ -303,29 +285,43 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
+    let (first, end) = geo.blocks(g);
     let mut total = [0.0; N];
-    for pass in 0..R::PASSES {
-        let (kl, mut sums) = (k.map(|k| [k; MOST_LANES]), [[0.0; MOST_LANES]; N]);
-        for v in v0..v1 {
-            let visit = geo.visits.get(v);
-            for t in 0..visit.count {
-                for vec in piece.first..piece.first + piece.vectors {
-                    let start = (vec * lanes_of).min(geo.positions - lanes_of);
-                    let (plane, mut buffer) = ((visit.item(t), channel), [[E::zeroed(); MOST_LANES]; I]);
-                    // SAFETY: the vector lies in the plane; the buffer holds one of each input.
-                    unsafe {
-                        let at = Place::parts_of(from, plane, start, lanes_of, buffer.as_mut_ptr().cast());
-                        add_in_f64(op, &at, vec * lanes_of - start, &kl, &mut sums);
+    // One more pass, if that may save the others: whether every element is the pivot.
+    for pass in if R::ZERO_AT_PIVOT { 0 } else { 1 }..=R::PASSES {
+        let (kl, mut sums, mut same) = (k.map(|k| [k; MOST_LANES]), [[0.0; MOST_LANES]; N], pass == 0);
+        'cell: for block in first..end {
+            let piece = geo.piece(rem(block, geo.pieces), lanes_of);
+            let (v0, v1) = geo.block_visits(div(block, geo.pieces));
+            for v in v0..v1 {
+                let visit = geo.visits.get(v);
+                for t in 0..visit.count {
+                    for vec in piece.first..piece.first + piece.vectors {
+                        let start = (vec * lanes_of).min(geo.positions - lanes_of);
+                        let (plane, mut buffer) = ((visit.item(t), channel), [[E::zeroed(); MOST_LANES]; I]);
+                        // SAFETY: the vector lies in the plane; the buffer holds one of each input.
+                        unsafe {
+                            let at = Place::parts_of(from, plane, start, lanes_of, buffer.as_mut_ptr().cast());
+                            if pass > 0 {
+                                add_in_f64(op, &at, vec * lanes_of - start, &kl, &mut sums);
+                            } else if !all_at(op, &at, k[0]) {
+                                same = false;
+                                break 'cell;
+                            }
+                        }
                     }
                 }
             }
         }
         total = sums.map(tree);
-        if pass + 1 < R::PASSES {
+        if same {
+            break;
+        }
+        if pass > 0 && pass < R::PASSES {
             k = R::recentre(k, total, per_n);
         }
     }
-    R::settle_wide(k, total, per_n)
+    R::settle(k, total, per_n)
 }
 
 /// Workspace of [`map`] for one channel.

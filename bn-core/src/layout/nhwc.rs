@@ -8,12 +8,12 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, load_all,
-    map_in_f64, splat_all, staged, store_all, store_lanes, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, load_all, map_in_f64,
+    splat_all, staged, store_all, store_lanes, words_for,
 };
 use crate::element::Element;
-use crate::kernel::{Count, Join, Map, Reduction};
-use crate::lanes::{Lanes, Real, Scalar, Vector, portable::Portable};
+use crate::kernel::{Map, Reduction};
+use crate::lanes::{Lanes, Scalar, Vector, portable::Portable};
 
 /// The part of a row that belongs to a range of channels.
 #[derive(Clone, Copy)]
@@ -94,49 +94,45 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let staged = staged(from);
     let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
-    for i in 1..K {
-        for e in 0..seg.width {
-            let k = op.constant(rem(div(seg.start + e, geo.adjacent), geo.channels), i);
-            // SAFETY: e < width ≤ slots.
-            unsafe { *t.constants.add(i * slots + e) = k };
+    let (first, end) = geo.cell_blocks(g);
+    // SAFETY: slots and elements are below the lengths of their tables; rows are inside the geometry,
+    // groups inside the segment.
+    unsafe {
+        for i in 0..N * slots {
+            *t.results.add(i) = 0.0;
         }
-    }
-    if !R::PIVOT_PER_BLOCK {
-        let visits = (0, geo.visits.len());
-        for j in 0..seg.groups {
-            let off = seg.offset(j, lanes_of);
-            // SAFETY: the rows are inside the geometry, the group inside the segment.
-            unsafe {
-                let k = if op.pivots() && visits.1 > 0 {
-                    pivot(lanes, op, geo, from, seg.start + off, visits)
-                } else {
-                    Vec::<E, L>::splat(lanes, Compute::<E>::ZERO)
-                };
-                k.store(t.constants.add(off));
+        for i in 1..K {
+            for e in 0..seg.width {
+                let k = op.constant(rem(div(seg.start + e, geo.adjacent), geo.channels), i);
+                *t.constants.add(i * slots + e) = k;
             }
         }
+        let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
+        for j in 0..seg.groups {
+            let off = seg.offset(j, lanes_of);
+            let k = if op.pivots() && visits.0 < visits.1 {
+                pivot(lanes, op, geo, from, seg.start + off, visits)
+            } else {
+                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO)
+            };
+            k.store(t.constants.add(off));
+        }
         // The virtual channels of a channel share the pivot of the first, so that their sums can be
-        // added.
+        // added. The rows left over share it too; where they are all there is, it is their first
+        // value.
         for e in 0..seg.width {
-            let first = div(rem(e, geo.channels * geo.adjacent), geo.adjacent) * geo.adjacent;
-            if first != e {
-                // SAFETY: both are below the width, and `first` has its final value.
-                unsafe { *t.constants.add(e) = *t.constants.add(first) };
+            let channel = div(rem(e, geo.channels * geo.adjacent), geo.adjacent);
+            let of = channel * geo.adjacent;
+            if e == of && visits.0 == visits.1 && geo.rest > 0 && op.pivots() {
+                *t.constants.add(e) = first_of_rest(op, geo, from, channel);
+            } else if e != of {
+                *t.constants.add(e) = *t.constants.add(of);
             }
         }
     }
 
-    let (first, end) = geo.cell_blocks(g);
-    let mut before = 0;
     for block in first..end {
         let (v0, v1) = geo.block_visits(block);
-        if R::PIVOT_PER_BLOCK {
-            for j in 0..seg.groups {
-                let off = seg.offset(j, lanes_of);
-                // SAFETY: the rows are inside the geometry, the group inside the segment.
-                unsafe { pivot(lanes, op, geo, from, seg.start + off, (v0, v1)).store(t.constants.add(off)) };
-            }
-        }
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             let mut chain = Chain { start: (v - v0) % ROW_CHAIN == 0, end: false, first: v - v0 < ROW_CHAIN };
@@ -162,45 +158,69 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 }
             }
         }
-        let n = geo.visits.items(v0, v1) as u64;
-        // SAFETY: as above; the sums of the block are complete.
-        unsafe { finish(lanes, op, geo, from, seg, &t, (v0, v1), before, n) };
-        before += n;
-    }
-
-    // Virtual channels to channels, one virtual index after the other so that the inner loop runs
-    // over channels.
-    let (base, width) = (geo.channels * geo.adjacent, channels.end - channels.first);
-    let at =
-        |c: usize, i: usize| seg.slot(div(i, geo.adjacent) * base + c * geo.adjacent + rem(i, geo.adjacent), lanes_of);
-    if before > 0 {
-        for i in 1..geo.fold * geo.adjacent {
-            let join = Join::new(before * i as u64, before);
-            for c in 0..width {
-                // SAFETY: slots of elements of the segment.
+        for j in 0..seg.groups {
+            for n in 0..N {
+                let at = n * slots + j * lanes_of;
+                // SAFETY: the group's slots are in the tables.
                 unsafe {
-                    let (a, b) = (t.result::<N>(at(c, 0)), t.result::<N>(at(c, i)));
-                    t.set_result(at(c, 0), &R::join(a, b, join));
+                    let sums = Vec::<E, L>::load(lanes, t.second.add(at)).widen();
+                    let mut half = 0;
+                    while half < <Vec<E, L> as Vector>::WIDES {
+                        let total = t.results.add(at + 8 * half);
+                        (L::F64::load(lanes, total) + sums[half]).store(total);
+                        half += 1;
+                    }
                 }
             }
         }
     }
-    let folded = before * (geo.fold * geo.adjacent) as u64;
-    let rest = (geo.rest_of(g) * geo.adjacent) as u64;
-    for c in 0..width {
-        // SAFETY: as above.
-        let mut r = if folded > 0 { unsafe { t.result::<N>(at(c, 0)) } } else { [0.0; N] };
-        let mut k = [0.0; K];
-        for i in 0..K {
-            // SAFETY: the first copy of the channel's constants.
-            k[i] = unsafe { *t.constants.add(i * slots + c * geo.adjacent) }.to_f64();
+
+    // Virtual channels, and the rows left over, to channels; as many channels at a time as are done
+    // again together if one of them has to be.
+    let (base, n) = (geo.channels * geo.adjacent, geo.count(g));
+    let per_n = 1.0 / n as f64;
+    let mut c = channels.first;
+    while c < channels.end {
+        let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
+        let mut k = [[0.0; K]; MOST_LANES];
+        let mut sums = [[0.0; N]; MOST_LANES];
+        for l in 0..group.end - c {
+            let mut e = (c + l - channels.first) * geo.adjacent;
+            for i in 0..K {
+                // SAFETY: e is an element of the segment.
+                k[l][i] = unsafe { *t.constants.add(i * slots + e) }.to_f64();
+            }
+            while e < seg.width {
+                for a in e..e + geo.adjacent {
+                    for n in 0..N {
+                        // SAFETY: the slot of an element of the segment.
+                        sums[l][n] += unsafe { *t.results.add(n * slots + seg.slot(a, lanes_of)) };
+                    }
+                }
+                e += base;
+            }
         }
-        if rest > 0 {
-            // SAFETY: the rest rows are inside the geometry.
-            let b = unsafe { rest_of(op, geo, from, channels.first + c, &mut k, folded == 0, rest) };
-            r = if folded > 0 { R::join(r, b, Join::new(folded, rest)) } else { b };
+        if geo.rest_of(g) > 0 {
+            // SAFETY: the rows left over are inside the geometry.
+            unsafe { add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums) };
         }
-        emit(channels.first + c, r, k);
+        let mut good = [true; MOST_LANES];
+        for l in 0..group.end - c {
+            good[l] = R::good(&sums[l], n as f64);
+        }
+        if good.contains(&false) {
+            // SAFETY: the cell is inside the geometry.
+            let exact = unsafe { again(op, geo, from, group, g, &k, &good) };
+            for l in 0..MOST_LANES {
+                if !good[l] {
+                    (k[l], sums[l]) = exact[l];
+                }
+            }
+        }
+        for l in 0..group.end - c {
+            emit(c + l, R::settle(k[l], sums[l], per_n), k[l]);
+        }
+        c = group.end;
     }
 }
 
@@ -211,25 +231,6 @@ struct Tables<E: Element> {
     second: *mut Compute<E>,
     constants: *mut Compute<E>,
     slots: usize,
-}
-
-impl<E: Element> Tables<E> {
-    /// # Safety
-    /// `slot` is below `slots`.
-    #[inline(always)]
-    unsafe fn result<const N: usize>(&self, slot: usize) -> [f64; N] {
-        // SAFETY: by the caller.
-        core::array::from_fn(|n| unsafe { *self.results.add(n * self.slots + slot) })
-    }
-    /// # Safety
-    /// `slot` is below `slots`.
-    #[inline(always)]
-    unsafe fn set_result<const N: usize>(&self, slot: usize, r: &[f64; N]) {
-        for n in 0..N {
-            // SAFETY: by the caller.
-            unsafe { *self.results.add(n * self.slots + slot) = r[n] };
-        }
-    }
 }
 
 /// Where rows stand in the two levels of sums.
@@ -317,145 +318,202 @@ unsafe fn load_table<L: Lanes, E: Element, const K: usize>(
     k
 }
 
-/// Turns the sums of a block into results and joins them to those before.
+/// The first value of a channel in the rows left over; 0 if it is not finite.
 ///
 /// # Safety
-/// As for [`go`], with the visits of the block.
+/// The places are valid for reading all rows of the geometry; there are rows left over.
 #[inline(always)]
-unsafe fn finish<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
+unsafe fn first_of_rest<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
-    seg: Segment,
-    t: &Tables<E>,
-    visits: (usize, usize),
-    before: u64,
-    n: u64,
-) where
-    L: Lanes,
+    channel: usize,
+) -> Compute<E>
+where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes_of = Compute::<E>::LANES;
-    let (scalar, zero) = (Count::new::<Compute<E>>(n), L::F64::splat(lanes, 0.0));
-    let count = scalar.splat::<L::F64>(lanes);
-    let join = Join::new(before, n).splat::<L::F64>(lanes);
-    for j in 0..seg.groups {
-        let (off, slot) = (seg.offset(j, lanes_of), j * lanes_of);
-        // SAFETY: the group's slots are in the tables.
-        unsafe {
-            let constants = load_table::<L, E, K>(lanes, t.constants.add(off), t.slots);
-            let sums = load_table::<L, E, N>(lanes, t.second.add(slot), t.slots);
-            let mut half = 0;
-            while half < <Vec<E, L> as Vector>::WIDES {
-                let (mut k, mut s) = ([zero; K], [zero; N]);
-                let mut i = 0;
-                while i < K {
-                    k[i] = constants[i].widen()[half];
-                    i += 1;
+    // SAFETY: by the caller.
+    let v = unsafe { values_of(op, from, geo.folded * geo.fold, channel * geo.adjacent, 1) };
+    let k = v[R::PIVOT_OF][0];
+    if k.to_f64().is_finite() { k } else { Compute::<E>::ZERO }
+}
+
+/// At most a vector of values from an unfolded row; the rest are those of zeros.
+///
+/// # Safety
+/// The places are valid for reading them.
+#[inline(always)]
+unsafe fn values_of<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    from: &[Place<E>; I],
+    row: usize,
+    start: usize,
+    count: usize,
+) -> [[Compute<E>; MOST_LANES]; J]
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let (mut buffer, mut at) = ([[E::zeroed(); MOST_LANES]; I], [core::ptr::null(); I]);
+    for i in 0..I {
+        // SAFETY: by the caller; the buffer holds a vector.
+        unsafe { from[i].copy(from[i].row(row), start, count, buffer[i].as_mut_ptr(), Direction::In) };
+        at[i] = buffer[i].as_ptr();
+    }
+    // SAFETY: the buffers hold a vector each.
+    store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, &at, 0) }))
+}
+
+/// Goes over the elements that some channels, at most [`MOST_LANES`], have in unfolded rows
+/// `first..first + count`: adds them to their sums in f64.
+///
+/// # Safety
+/// The rows are in the geometry.
+#[inline(never)]
+unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    channels: Channels,
+    (first, count): (usize, usize),
+    k: &[[f64; K]; MOST_LANES],
+    sums: &mut [[f64; N]; MOST_LANES],
+) where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let (start, end) = (channels.first * geo.adjacent, channels.end * geo.adjacent);
+    for row in first..first + count {
+        let mut e = start;
+        while e < end {
+            let width = Compute::<E>::LANES.min(end - e);
+            // SAFETY: by the caller.
+            let v = unsafe { values_of(op, from, row, e, width) };
+            for lane in 0..width {
+                let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
+                let mut x = [0.0; J];
+                for j in 0..J {
+                    x[j] = v[j][lane].to_f64();
                 }
-                let mut n = 0;
-                while n < N {
-                    s[n] = sums[n].widen()[half];
-                    n += 1;
+                let a = op.addends(x, k[l]);
+                for n in 0..N {
+                    sums[l][n] += a[n];
                 }
-                let (mut r, good) = R::settle(k, s, count);
-                if !L::F64::all(good) {
-                    let wide =
-                        again(op, geo, from, seg.start + off, visits, t.constants.add(off), t.slots, scalar.per_n);
-                    let mut n = 0;
-                    while n < N {
-                        r[n] = L::F64::select(good, r[n], L::F64::load(lanes, wide[n].as_ptr().add(8 * half)));
-                        n += 1;
-                    }
-                }
-                let results = t.results.add(slot + 8 * half);
-                if before > 0 {
-                    let mut old = [zero; N];
-                    let mut n = 0;
-                    while n < N {
-                        old[n] = L::F64::load(lanes, results.add(n * t.slots));
-                        n += 1;
-                    }
-                    r = R::join(old, r, join);
-                }
-                let mut n = 0;
-                while n < N {
-                    r[n].store(results.add(n * t.slots));
-                    n += 1;
-                }
-                half += 1;
             }
+            e += width;
         }
     }
 }
 
-/// One group of a block again, in f64.
+/// Clears the marks of channels that have an element other than the pivot in such rows, and says
+/// whether any mark is left.
 ///
 /// # Safety
-/// The visits are of the geometry; `start` is where the group starts in a row, and its constants
-/// stand in lanes from `constants` on.
+/// The rows are in the geometry.
+#[inline(never)]
+unsafe fn compare_rows<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    channels: Channels,
+    (first, count): (usize, usize),
+    k: &[[f64; K]; MOST_LANES],
+    same: &mut [bool; MOST_LANES],
+) -> bool
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let (start, end) = (channels.first * geo.adjacent, channels.end * geo.adjacent);
+    for row in first..first + count {
+        let mut e = start;
+        while e < end {
+            let width = Compute::<E>::LANES.min(end - e);
+            // SAFETY: by the caller.
+            let v = unsafe { values_of(op, from, row, e, width) };
+            for lane in 0..width {
+                let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
+                same[l] &= v[R::PIVOT_OF][lane].to_f64() == k[l][0];
+            }
+            e += width;
+        }
+    }
+    same.contains(&true)
+}
+
+/// A cell of some channels, at most [`MOST_LANES`], again, in f64: better constants, and sums about
+/// them.
+///
+/// # Safety
+/// The places are valid for reading all rows of the geometry.
 #[cold]
 #[inline(never)]
 unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
-    start: usize,
-    (v0, v1): (usize, usize),
-    constants: *const Compute<E>,
-    next: usize,
-    per_n: f64,
-) -> [[f64; MOST_LANES]; N]
+    channels: Channels,
+    g: usize,
+    k: &[[f64; K]; MOST_LANES],
+    good: &[bool; MOST_LANES],
+) -> [([f64; K], [f64; N]); MOST_LANES]
 where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes_of = Compute::<E>::LANES;
-    let mut k = [[0.0; MOST_LANES]; K];
-    for i in 0..K {
-        for lane in 0..lanes_of {
-            // SAFETY: by the caller.
-            k[i][lane] = unsafe { *constants.add(i * next + lane) }.to_f64();
+    let (v0, v1) = geo.cell_visits(g);
+    let rest = (geo.folded * geo.fold, geo.rest_of(g));
+    let per_n = 1.0 / geo.count(g) as f64;
+    let mut all = [([0.0; K], [0.0; N]); MOST_LANES];
+    let mut k = *k;
+    // Constant channels are frequent (dead ones, say), and found faster than summed.
+    let mut same = good.map(|good| !good && R::ZERO_AT_PIVOT);
+    // SAFETY: rows of the cell.
+    let mut left = unsafe { compare_rows(op, geo, from, channels, rest, &k, &mut same) };
+    for v in v0..v1 {
+        let visit = geo.visits.get(v);
+        for i in 0..visit.count {
+            if left {
+                let rows = (visit.item(i) * geo.fold, geo.fold);
+                // SAFETY: as above.
+                left = unsafe { compare_rows(op, geo, from, channels, rows, &k, &mut same) };
+            }
         }
     }
-    let mut sums = [[0.0; MOST_LANES]; N];
+    let mut done = true;
+    for l in 0..MOST_LANES {
+        done &= good[l] || same[l];
+        all[l].0 = k[l];
+    }
+    if done {
+        return all;
+    }
     for pass in 0..R::PASSES {
-        sums = [[0.0; MOST_LANES]; N];
+        let mut sums = [[0.0; N]; MOST_LANES];
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for i in 0..visit.count {
-                let mut buffer = [[E::zeroed(); MOST_LANES]; I];
-                // SAFETY: the group lies in each row; the buffer holds a vector of each input.
-                unsafe {
-                    let at = Place::rows_of(from, geo, visit.item(i), start, lanes_of, buffer.as_mut_ptr().cast());
-                    add_in_f64(op, &at, 0, &k, &mut sums);
-                }
+                // SAFETY: as above.
+                unsafe { add_rows(op, geo, from, channels, (visit.item(i) * geo.fold, geo.fold), &k, &mut sums) };
             }
         }
-        for lane in 0..lanes_of {
-            let (kl, sl) = (core::array::from_fn(|i| k[i][lane]), core::array::from_fn(|i| sums[i][lane]));
+        // SAFETY: as above.
+        unsafe { add_rows(op, geo, from, channels, rest, &k, &mut sums) };
+        for l in 0..MOST_LANES {
+            all[l] = (k[l], sums[l]);
             if pass + 1 < R::PASSES {
-                let better = R::recentre(kl, sl, per_n);
-                for i in 0..K {
-                    k[i][lane] = better[i];
-                }
-            } else {
-                let settled = R::settle_wide(kl, sl, per_n);
-                for n in 0..N {
-                    sums[n][lane] = settled[n];
-                }
+                k[l] = R::recentre(k[l], sums[l], per_n);
             }
         }
     }
-    sums
+    all
 }
 
 /// The pivots of one group in some visits: as in the planes geometry, with a channel in each lane.
 ///
 /// # Safety
-/// As for [`again`].
+/// The visits are of the geometry; `start` is where the group starts in a row.
 #[inline(always)]
 unsafe fn pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
@@ -489,57 +547,6 @@ where
     }
     let k = base + distance * Vec::<E, L>::splat(lanes, Compute::<E>::PER_SAMPLE);
     <Vec<E, L>>::select(k.finite(), k, zero)
-}
-
-/// The rows that folding has left over, for one channel, in f64. Where they are all there is, the
-/// pivot is made of them.
-///
-/// # Safety
-/// The places are valid for reading all rows of the geometry.
-#[inline(never)]
-unsafe fn rest_of<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    op: &R,
-    geo: &Rows,
-    from: &[Place<E>; I],
-    channel: usize,
-    k: &mut [f64; K],
-    alone: bool,
-    n: u64,
-) -> [f64; N]
-where
-    E: Element,
-    R: Reduction<E, I, J, K, N>,
-{
-    let per_n = 1.0 / n as f64;
-    let mut sums = [0.0; N];
-    for pass in 0..R::PASSES {
-        sums = [0.0; N];
-        for i in 0..n as usize {
-            let (row, e) = (div(i, geo.adjacent), channel * geo.adjacent + rem(i, geo.adjacent));
-            let mut x = [Vec::<E, Portable>::splat(Portable, Compute::<E>::ZERO); I];
-            for j in 0..I {
-                let p = from[j].element(from[j].row(geo.folded * geo.fold + row), e);
-                // SAFETY: by the caller; the rows left over follow the last folded one.
-                x[j] = Vec::<E, Portable>::splat(Portable, unsafe { *p }.get());
-            }
-            let v = store_lanes::<Portable, E, J>(op.values(Portable, x));
-            let mut first = [0.0; J];
-            for j in 0..J {
-                first[j] = v[j][0].to_f64();
-            }
-            if (R::PIVOT_PER_BLOCK || alone && op.pivots()) && pass == 0 && i == 0 {
-                k[0] = if first[R::PIVOT_OF].is_finite() { first[R::PIVOT_OF] } else { 0.0 };
-            }
-            let a = op.addends(first, *k);
-            for n in 0..N {
-                sums[n] += a[n];
-            }
-        }
-        if pass + 1 < R::PASSES {
-            *k = R::recentre(*k, sums, per_n);
-        }
-    }
-    R::settle_wide(*k, sums, per_n)
 }
 
 /// Workspace of [`map`] for `width` elements of a row, of so many channels.
