@@ -71,6 +71,10 @@ macro_rules! reduction {
                 good
             }
             #[inline(always)]
+            fn repivot(_: [f64; 2], _: &[f64; $n], _: f64) -> Option<E::Compute> {
+                None
+            }
+            #[inline(always)]
             fn settle(_: [f64; 2], sums: [f64; $n], _: f64) -> [f64; $n] {
                 sums
             }

@@ -42,6 +42,8 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
     /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.
     fn good(sums: &[f64; N], n: f64) -> bool;
+    /// Where they cannot, a better pivot with which sums in the element's arithmetic may do.
+    fn repivot(k: [f64; K], sums: &[f64; N], n: f64) -> Option<E::Compute>;
     /// From sums over a cell to its result.
     fn settle(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; N];
     /// Better constants for the next pass in f64.

@@ -10,7 +10,8 @@
 //! 1. One pass about a pivot k near the mean: d = x − k, s += d, q += d·d; then mean = k + s/n and
 //!    m2 = q − s²/n. Memory is read once. k is the mean of 16 samples of the cell.
 //! 2. The last subtraction cancels digits only if k is far from the mean; where not 2·m2 ≥ q the
-//!    cell is done again in f64, in two passes. So is a cell whose squares overflow or underflow.
+//!    cell is done again about the mean that is now known. Where squares overflow or underflow, or
+//!    that did not help, it is done in f64, in two passes.
 //! 3. No sum in element precision takes more than 16 addends, or more than 16 sums of 16; then f64.
 //! 4. Cells join in f64 by the formula of Chan, Golub & LeVeque, "Updating formulae and a pairwise
 //!    algorithm for computing sample variances" (1979).
@@ -51,6 +52,10 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         // NaN fails each of them.
         let m2 = q - s * (s / n);
         2.0 * m2 >= q && q >= n * E::Compute::TINY && q <= f64::MAX
+    }
+    #[inline(always)]
+    fn repivot([k]: [f64; 1], &[s, q]: &[f64; 2], n: f64) -> Option<E::Compute> {
+        (q >= n * E::Compute::TINY && q <= f64::MAX).then_some(E::Compute::from_f64(k + s / n))
     }
     #[inline(always)]
     fn settle([k]: [f64; 1], [s, q]: [f64; 2], per_n: f64) -> [f64; 2] {

@@ -66,76 +66,95 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             // SAFETY: samples are taken inside the geometry, which the places hold.
             k[0] = unsafe { pivot(lanes, op, geo, from, channels.first + c, first, end) };
         }
-        // SAFETY: c < width, the length of both.
-        unsafe {
-            *results.add(c) = [0.0; N];
-            *constants.add(c) = k;
-        }
+        // SAFETY: c < width, the length of the constants.
+        unsafe { *constants.add(c) = k };
     }
 
-    let mut block = first;
-    while block < end {
-        // A block of visits, and those of its pieces that are in this cell.
-        let (b, p0) = (div(block, geo.pieces), rem(block, geo.pieces));
-        let p1 = geo.pieces.min(p0 + (end - block));
-        let (v0, v1) = geo.block_visits(b);
-        for v in v0..v1 {
-            let visit = geo.visits.get(v);
-            for c in 0..width {
-                let channel = channels.first + c;
-                // SAFETY: c < width, the length of all three.
-                let (constants, result, sums) =
-                    unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
-                let k = splat_all::<Vec<E, L>, K>(lanes, constants);
-                let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
-                for p in p0..p1 {
-                    let piece = geo.piece(p, lanes_of);
-                    let mut acc = zero;
-                    if v > v0 {
-                        for n in 0..N {
-                            // SAFETY: N vectors per channel were carved; the block's first visit
-                            // has written them.
-                            acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
-                        }
-                    }
-                    // SAFETY: the visit's images and the piece are inside the geometry.
-                    unsafe {
-                        if geo.spanning {
-                            let mut chain = zero;
-                            for t in 0..visit.count {
-                                let plane = (visit.item(t), channel);
-                                sum(lanes, op, geo, from, plane, (0, geo.vectors), &k, &mut chain, stage);
+    let n = geo.count(g, lanes_of);
+    let per_n = 1.0 / n as f64;
+    // At most twice: a second time if pivots turn out to be far from the means.
+    for attempt in 0..2 {
+        for c in 0..width {
+            // SAFETY: c < width, the length of the results.
+            unsafe { *results.add(c) = [0.0; N] };
+        }
+        let mut block = first;
+        while block < end {
+            // A block of visits, and those of its pieces that are in this cell.
+            let (b, p0) = (div(block, geo.pieces), rem(block, geo.pieces));
+            let p1 = geo.pieces.min(p0 + (end - block));
+            let (v0, v1) = geo.block_visits(b);
+            for v in v0..v1 {
+                let visit = geo.visits.get(v);
+                for c in 0..width {
+                    let channel = channels.first + c;
+                    // SAFETY: c < width, the length of all three.
+                    let (constants, result, sums) =
+                        unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
+                    let k = splat_all::<Vec<E, L>, K>(lanes, constants);
+                    let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
+                    for p in p0..p1 {
+                        let piece = geo.piece(p, lanes_of);
+                        let mut acc = zero;
+                        if v > v0 {
+                            for n in 0..N {
+                                // SAFETY: N vectors per channel were carved; the block's first visit
+                                // has written them.
+                                acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
                             }
-                            acc = add(acc, chain);
-                        } else {
-                            let runs = piece.vectors.div_ceil(CHAIN);
-                            for run in 0..runs {
-                                let first = piece.first + part(piece.vectors, runs, run);
-                                let end = piece.first + part(piece.vectors, runs, run + 1);
+                        }
+                        // SAFETY: the visit's images and the piece are inside the geometry.
+                        unsafe {
+                            if geo.spanning {
+                                let mut chain = zero;
                                 for t in 0..visit.count {
-                                    let mut chain = zero;
                                     let plane = (visit.item(t), channel);
-                                    sum(lanes, op, geo, from, plane, (first, end), &k, &mut chain, stage);
-                                    acc = add(acc, chain);
+                                    sum(lanes, op, geo, from, plane, (0, geo.vectors), &k, &mut chain, stage);
+                                }
+                                acc = add(acc, chain);
+                            } else {
+                                let runs = piece.vectors.div_ceil(CHAIN);
+                                for run in 0..runs {
+                                    let first = piece.first + part(piece.vectors, runs, run);
+                                    let end = piece.first + part(piece.vectors, runs, run + 1);
+                                    for t in 0..visit.count {
+                                        let mut chain = zero;
+                                        let plane = (visit.item(t), channel);
+                                        sum(lanes, op, geo, from, plane, (first, end), &k, &mut chain, stage);
+                                        acc = add(acc, chain);
+                                    }
                                 }
                             }
                         }
-                    }
-                    for n in 0..N {
-                        if v + 1 < v1 {
-                            // SAFETY: as for the load above.
-                            unsafe { acc[n].store(sums.add(n * lanes_of)) };
-                        } else {
-                            result[n] += acc[n].sum_f64();
+                        for n in 0..N {
+                            if v + 1 < v1 {
+                                // SAFETY: as for the load above.
+                                unsafe { acc[n].store(sums.add(n * lanes_of)) };
+                            } else {
+                                result[n] += acc[n].sum_f64();
+                            }
                         }
                     }
                 }
             }
+            block += p1 - p0;
         }
-        block += p1 - p0;
+        let mut far = false;
+        for c in 0..width {
+            // SAFETY: c < width, the length of both.
+            let (sums, k) = unsafe { (&*results.add(c), &mut *constants.add(c)) };
+            if attempt == 0
+                && !R::good(sums, n as f64)
+                && let Some(better) = R::repivot(k.map(|k| k.to_f64()), sums, n as f64)
+            {
+                k[0] = better;
+                far = true;
+            }
+        }
+        if !far {
+            break;
+        }
     }
-    let n = geo.count(g, lanes_of);
-    let per_n = 1.0 / n as f64;
     for c in 0..width {
         // SAFETY: c < width, the length of both.
         let (sums, k) = unsafe { (*results.add(c), (*constants.add(c)).map(|k| k.to_f64())) };

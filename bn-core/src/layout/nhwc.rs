@@ -6,7 +6,7 @@
 //! stored once per four rows. Neighbouring rows in lockstep would share pages and run at a third
 //! of that speed.
 
-use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
+use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
     Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, load_all, map_in_f64,
     splat_all, staged, store_all, store_lanes, words_for,
@@ -98,13 +98,9 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     // SAFETY: slots and elements are below the lengths of their tables; rows are inside the geometry,
     // groups inside the segment.
     unsafe {
-        for i in 0..N * slots {
-            *t.results.add(i) = 0.0;
-        }
-        for i in 1..K {
-            for e in 0..seg.width {
-                let k = op.constant(rem(div(seg.start + e, geo.adjacent), geo.channels), i);
-                *t.constants.add(i * slots + e) = k;
+        for c in channels.first..channels.end {
+            for i in 1..K {
+                t.set_constant(geo, seg, c - channels.first, i, op.constant(c, i));
             }
         }
         let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
@@ -120,96 +116,106 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         // The virtual channels of a channel share the pivot of the first, so that their sums can be
         // added. The rows left over share it too; where they are all there is, it is their first
         // value.
-        for e in 0..seg.width {
-            let channel = div(rem(e, geo.channels * geo.adjacent), geo.adjacent);
-            let of = channel * geo.adjacent;
-            if e == of && visits.0 == visits.1 && geo.rest > 0 && op.pivots() {
-                *t.constants.add(e) = first_of_rest(op, geo, from, channel);
-            } else if e != of {
-                *t.constants.add(e) = *t.constants.add(of);
+        if seg.width > channels.end - channels.first {
+            for c in 0..channels.end - channels.first {
+                t.set_constant(geo, seg, c, 0, *t.constants.add(c * geo.adjacent));
+            }
+        }
+        if visits.0 == visits.1 && geo.rest > 0 && op.pivots() {
+            for c in channels.first..channels.end {
+                t.set_constant(geo, seg, c - channels.first, 0, first_of_rest(op, geo, from, c));
             }
         }
     }
 
-    for block in first..end {
-        let (v0, v1) = geo.block_visits(block);
-        for v in v0..v1 {
-            let visit = geo.visits.get(v);
-            let mut chain = Chain { start: (v - v0) % ROW_CHAIN == 0, end: false, first: v - v0 < ROW_CHAIN };
-            let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
-            // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
-            unsafe {
-                if visit.count == 4 && !staged {
-                    let mut rows = [[core::ptr::null(); I]; 4];
-                    for t in 0..4 {
-                        rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
-                    }
-                    chain.end = end;
-                    go::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, &t, chain);
-                } else {
-                    // One by one those that are staged, and the rows that four do not divide: the same
-                    // additions.
-                    for i in 0..visit.count {
-                        chain.end = end && i + 1 == visit.count;
-                        let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
-                        go::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, &t, chain);
-                        chain.start = false;
-                    }
-                }
+    let n = geo.count(g);
+    // At most twice: a second time if pivots turn out to be far from the means.
+    for attempt in 0..2 {
+        // SAFETY: the length of the table.
+        unsafe {
+            for i in 0..N * slots {
+                *t.results.add(i) = 0.0;
             }
         }
-        for j in 0..seg.groups {
-            for n in 0..N {
-                let at = n * slots + j * lanes_of;
-                // SAFETY: the group's slots are in the tables.
+        for block in first..end {
+            let (v0, v1) = geo.block_visits(block);
+            for v in v0..v1 {
+                let visit = geo.visits.get(v);
+                let mut chain = Chain { start: (v - v0) % ROW_CHAIN == 0, end: false, first: v - v0 < ROW_CHAIN };
+                let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
+                // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
                 unsafe {
-                    let sums = Vec::<E, L>::load(lanes, t.second.add(at)).widen();
-                    let mut half = 0;
-                    while half < <Vec<E, L> as Vector>::WIDES {
-                        let total = t.results.add(at + 8 * half);
-                        (L::F64::load(lanes, total) + sums[half]).store(total);
-                        half += 1;
+                    if visit.count == 4 && !staged {
+                        let mut rows = [[core::ptr::null(); I]; 4];
+                        for t in 0..4 {
+                            rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
+                        }
+                        chain.end = end;
+                        go::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, &t, chain);
+                    } else {
+                        // One by one those that are staged, and the rows that four do not divide: the same
+                        // additions.
+                        for i in 0..visit.count {
+                            chain.end = end && i + 1 == visit.count;
+                            let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
+                            go::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, &t, chain);
+                            chain.start = false;
+                        }
+                    }
+                }
+            }
+            for j in 0..seg.groups {
+                for n in 0..N {
+                    let at = n * slots + j * lanes_of;
+                    // SAFETY: the group's slots are in the tables.
+                    unsafe {
+                        let sums = Vec::<E, L>::load(lanes, t.second.add(at)).widen();
+                        let mut half = 0;
+                        while half < <Vec<E, L> as Vector>::WIDES {
+                            let total = t.results.add(at + 8 * half);
+                            (L::F64::load(lanes, total) + sums[half]).store(total);
+                            half += 1;
+                        }
                     }
                 }
             }
         }
+        let mut far = false;
+        if R::PIVOT_PER_CELL && attempt == 0 {
+            let mut c = channels.first;
+            while c < channels.end {
+                let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
+                // SAFETY: the cell is inside the geometry.
+                let (k, sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
+                for l in 0..group.end - c {
+                    if !R::good(&sums[l], n as f64)
+                        && let Some(better) = R::repivot(k[l], &sums[l], n as f64)
+                    {
+                        // SAFETY: a channel of the segment.
+                        unsafe { t.set_constant(geo, seg, c + l - channels.first, 0, better) };
+                        far = true;
+                    }
+                }
+                c = group.end;
+            }
+        }
+        if !far {
+            break;
+        }
     }
 
-    // Virtual channels, and the rows left over, to channels; as many channels at a time as are done
-    // again together if one of them has to be.
-    let (base, n) = (geo.channels * geo.adjacent, geo.count(g));
     let per_n = 1.0 / n as f64;
     let mut c = channels.first;
     while c < channels.end {
         let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
-        let mut k = [[0.0; K]; MOST_LANES];
-        let mut sums = [[0.0; N]; MOST_LANES];
-        for l in 0..group.end - c {
-            let mut e = (c + l - channels.first) * geo.adjacent;
-            for i in 0..K {
-                // SAFETY: e is an element of the segment.
-                k[l][i] = unsafe { *t.constants.add(i * slots + e) }.to_f64();
-            }
-            while e < seg.width {
-                for a in e..e + geo.adjacent {
-                    for n in 0..N {
-                        // SAFETY: the slot of an element of the segment.
-                        sums[l][n] += unsafe { *t.results.add(n * slots + seg.slot(a, lanes_of)) };
-                    }
-                }
-                e += base;
-            }
-        }
-        if geo.rest_of(g) > 0 {
-            // SAFETY: the rows left over are inside the geometry.
-            unsafe { add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums) };
-        }
+        // SAFETY: the cell is inside the geometry.
+        let (mut k, mut sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
         let mut good = [true; MOST_LANES];
         for l in 0..group.end - c {
             good[l] = R::good(&sums[l], n as f64);
         }
         if good.contains(&false) {
-            // SAFETY: the cell is inside the geometry.
+            // SAFETY: as above.
             let exact = unsafe { again(op, geo, from, group, g, &k, &good) };
             for l in 0..MOST_LANES {
                 if !good[l] {
@@ -224,6 +230,51 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     }
 }
 
+/// Constants and sums of some channels of a segment, at most [`MOST_LANES`]: virtual channels, and the
+/// rows left over, added up.
+///
+/// # Safety
+/// The tables are those of the segment; the places are valid for reading all rows of the geometry.
+#[inline(always)]
+unsafe fn totals<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    seg: Segment,
+    t: &Tables<E>,
+    channels: Channels,
+    group: Channels,
+    g: usize,
+) -> ([[f64; K]; MOST_LANES], [[f64; N]; MOST_LANES])
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let base = geo.channels * geo.adjacent;
+    let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
+    for l in 0..group.end - group.first {
+        let mut e = (group.first + l - channels.first) * geo.adjacent;
+        for i in 0..K {
+            // SAFETY: e is an element of the segment.
+            k[l][i] = unsafe { *t.constants.add(i * t.slots + e) }.to_f64();
+        }
+        while e < seg.width {
+            for a in e..e + geo.adjacent {
+                for n in 0..N {
+                    // SAFETY: the slot of an element of the segment.
+                    sums[l][n] += unsafe { *t.results.add(n * t.slots + seg.slot(a, Compute::<E>::LANES)) };
+                }
+            }
+            e += base;
+        }
+    }
+    if geo.rest_of(g) > 0 {
+        // SAFETY: the rows left over are inside the geometry.
+        unsafe { add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums) };
+    }
+    (k, sums)
+}
+
 /// What a segment keeps between visits, by slot; constants by element.
 struct Tables<E: Element> {
     results: *mut f64,
@@ -231,6 +282,24 @@ struct Tables<E: Element> {
     second: *mut Compute<E>,
     constants: *mut Compute<E>,
     slots: usize,
+}
+
+impl<E: Element> Tables<E> {
+    /// Sets constant `i` of channel `c` of the segment in each of its elements.
+    ///
+    /// # Safety
+    /// The tables are those of the segment.
+    #[inline(always)]
+    unsafe fn set_constant(&self, geo: &Rows, seg: Segment, c: usize, i: usize, k: Compute<E>) {
+        let mut e = c * geo.adjacent;
+        while e < seg.width {
+            for a in e..e + geo.adjacent {
+                // SAFETY: a is below the width.
+                unsafe { *self.constants.add(i * self.slots + a) = k };
+            }
+            e += geo.channels * geo.adjacent;
+        }
+    }
 }
 
 /// Where rows stand in the two levels of sums.
