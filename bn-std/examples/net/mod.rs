@@ -364,7 +364,6 @@ mod tests {
         for place in [Place::BeforeActivation, Place::AfterActivation] {
             let (mut network, x, _) = setup(3, Some(place));
             let (buffers, workspace) = (&mut Buffers::default(), &mut Vec::new());
-            let of = |batches: &[Vec<f32>], network: &Network| network.population(batches, &mut Vec::new()).unwrap();
             // 32 rows, unevenly; a batch of one is fine, since nothing is normalized by its own statistics.
             let (a, rest) = x.split_at(20 * INPUTS);
             let (b, c) = rest.split_at(11 * INPUTS);
@@ -383,7 +382,7 @@ mod tests {
             }
 
             network.forward_training(&x, buffers).unwrap();
-            let whole = of(&[x.clone()], &network);
+            let whole = network.population(core::slice::from_ref(&x), workspace).unwrap();
             for ((merged, whole), norm) in merged.iter().zip(&whole).zip(network.norms()) {
                 assert_eq!(whole, norm.moments());
                 for (a, b) in merged.iter().zip(whole) {

@@ -1,7 +1,7 @@
 //! Networks trained at every point of a grid: learning rates, initial scales, batch sizes, places of BN.
 
-use super::plot::{Axis, Figure, Marker, PURPLE, Panel, Series};
-use super::report::{Section, Table, Verdict, count, digits, number, percent};
+use super::plot::{Axis, Dash, Figure, Marker, PURPLE, Panel, Series};
+use super::report::{Section, Table, Verdict, count, digits, number, percent, signed};
 use super::{BATCH, Kind, LEARNING_RATE, Lab, Outcome, Spread, Task, series};
 use anyhow::Result;
 
@@ -52,8 +52,9 @@ impl Grid {
     fn loss_panel(&self, value: usize, title: String) -> Panel {
         let values = self.outcomes.iter().flatten().flat_map(|o| (0..self.epochs).map(|e| o.loss(e)));
         let y = Axis::log_over("training loss", values, (1e-4, 1e2));
-        let lines = (0..self.kinds.len()).map(|k| self.kinds[k].series(&self.over_epochs(value, k, Outcome::loss)));
-        Panel { title, x: Axis::count("epoch", self.epochs), y, series: lines.map(thin_markers(self.epochs)).collect() }
+        let lines =
+            (0..self.kinds.len()).map(|k| self.kinds[k].long_series(&self.over_epochs(value, k, Outcome::loss)));
+        Panel { title, x: Axis::count("epoch", self.epochs), y, series: lines.collect() }
     }
 
     /// The final accuracy over all values.
@@ -114,11 +115,6 @@ fn in_percent(points: Vec<(f64, Spread)>) -> Vec<(f64, Spread)> {
 
 fn percent_axis(label: &str) -> Axis {
     Axis::linear(label, &[0.0, 20.0, 40.0, 60.0, 80.0, 100.0])
-}
-
-/// Long lines need no marker at every point: dashes for what is without BN tell them apart.
-fn thin_markers(points: usize) -> impl Fn(Series) -> Series {
-    move |s| if points > 8 { Series { dashed: s.marker == Marker::Triangle, marker: Marker::None, ..s } } else { s }
 }
 
 fn floats(values: &[f32]) -> Vec<f64> {
@@ -184,7 +180,8 @@ pub fn learning_rates(lab: &Lab) -> Result<Section> {
             panels,
         },
         text: format!(
-            "{}\nThe median run ends at {:.0} % or more {} with BN, {} without. With BN it is there sooner at {} of {} \
+            "Of the runs that fail, those at 10 % give the same answer for every image, and those at 0 % have a loss that is no \
+             number any more.\n\n{}\nThe median run ends at {:.0} % or more {} with BN, {} without. With BN it is there sooner at {} of {} \
              learning rates. At the best one for each, the accuracy is {:.1} % with and {:.1} % without.\n",
             grid.table("learning rate", |v| v.to_string()).markdown(),
             GOAL * 100.0,
@@ -249,21 +246,20 @@ pub fn batch_sizes(lab: &Lab) -> Result<Section> {
     })?;
     let x = Axis::log_at("images in a batch", &floats(&values), &floats(&values));
     let population = in_percent(grid.over_values(0, |o| o.population_accuracy));
-    let exact =
-        Series { dashed: true, ..series("with BN, exact population statistics", PURPLE, Marker::Square, &population) };
-    let mut accuracy = grid.accuracy_panel("test accuracy after the last epoch", x.clone());
-    accuracy.series.push(exact.clone());
-    let lowest = accuracy.series.iter().flat_map(|s| &s.band).map(|b| b.1).fold(100.0, f64::min);
-    let mut near = accuracy.series.clone();
-    near.iter_mut().for_each(|s| s.band.clear());
-    let middle = near.iter().flat_map(|s| &s.line).map(|p| p.1).fold(100.0, f64::min);
-    let zoom = Panel {
-        title: "the same, medians only, enlarged".into(),
-        x: x.clone(),
-        y: enlarged("test accuracy, %", middle),
-        series: near,
+    let exact = Series {
+        dash: Dash::Dashed,
+        ..series("with BN, exact population statistics", PURPLE, Marker::Square, &population)
     };
-    accuracy.y = enlarged("test accuracy, %", lowest);
+    let mut accuracy = grid.accuracy_panel("after the last epoch", x.clone());
+    accuracy.series.push(exact.clone());
+    let mut medians = accuracy.series.clone();
+    medians.iter_mut().for_each(|s| s.band.clear());
+    let zoom = Panel {
+        title: "the same, enlarged, medians".into(),
+        x: x.clone(),
+        y: Axis::linear("test accuracy, %", &[90.0, 92.0, 94.0, 96.0, 98.0, 100.0]),
+        series: medians,
+    };
     let last = grid.epochs - 1;
     let losses: Vec<Vec<(f64, Spread)>> = (0..2).map(|k| grid.over_values(k, |o| o.loss(last))).collect();
     let loss = Panel {
@@ -303,41 +299,38 @@ pub fn batch_sizes(lab: &Lab) -> Result<Section> {
         claim: "Small batches hurt BN".into(),
         verdict: Verdict::of(hurts(0) && !hurts(1), drop(0) > 1.0 && drop(0) > drop(1)),
         seen: format!(
-            "from batches of 64 to batches of 2, {:+.1} points of accuracy with BN, {:+.1} without",
-            -drop(0),
-            -drop(1)
+            "from batches of 64 to batches of 2, {} points of accuracy with BN, {} without",
+            signed(-drop(0)),
+            signed(-drop(1))
         ),
         title: "Batch sizes".into(),
         file: "batch-sizes",
         figure: Figure {
             title: "Batches down to two images".into(),
-            note: note(lab, &format!(" The learning rate goes with the batch: {LEARNING_RATE} at {BATCH}.")),
+            note: note(
+                lab,
+                &format!(
+                    " The learning rate goes with the batch: {LEARNING_RATE} at {BATCH}. Below an axis: at its end."
+                ),
+            ),
             columns: 3,
             panels,
         },
         text: format!(
             "The learning rate is {LEARNING_RATE} · batch / {BATCH}, so that an epoch goes equally far at each size; the epochs \
              are the same.\n\n{}\n\
-             Between batches of 64 and of 2, accuracy changes by {:+.1} points with BN and by {:+.1} without. With BN the \
+             Between batches of 64 and of 2, accuracy changes by {} points with BN and by {} without. With BN the \
              best size is {}. Two things are wrong with small batches. Their statistics are noisy, which shows in the \
              training loss: a pair of images normalizes to ±1, whatever is in it. And the running statistics average \
              about 10 batches, which are few images then: with the exact statistics of the training set instead, \
-             accuracy at batches of 2 changes by {:+.1} points.\n",
+             accuracy at batches of 2 changes by {} points.\n",
             table.markdown(),
-            -drop(0),
-            -drop(1),
+            signed(-drop(0)),
+            signed(-drop(1)),
             values[best],
-            repaired
+            signed(repaired)
         ),
     })
-}
-
-/// Up to 100 %, from a little below the lowest.
-fn enlarged(label: &str, lowest: f64) -> Axis {
-    let step = [0.5, 1.0, 2.0, 5.0, 10.0].into_iter().find(|step| (100.0 - lowest) / step <= 7.0).unwrap_or(20.0);
-    let first = (lowest.max(0.0) / step).floor() as i64;
-    let ticks: Vec<f64> = (first..).map(|i| i as f64 * step).take_while(|&t| t <= 100.0).collect();
-    Axis::linear(label, &ticks)
 }
 
 pub fn place_runs(lab: &Lab) -> usize {
@@ -352,10 +345,8 @@ pub fn places(lab: &Lab) -> Result<Section> {
     let mut panels: Vec<Panel> =
         (0..values.len()).map(|v| grid.loss_panel(v, format!("training loss, learning rate {}", values[v]))).collect();
     for (v, value) in values.iter().enumerate() {
-        let lines: Vec<Series> = (0..3)
-            .map(|k| THREE[k].series(&in_percent(grid.over_epochs(v, k, Outcome::accuracy))))
-            .map(thin_markers(grid.epochs))
-            .collect();
+        let lines: Vec<Series> =
+            (0..3).map(|k| THREE[k].long_series(&in_percent(grid.over_epochs(v, k, Outcome::accuracy)))).collect();
         // The last stretch is where they differ: leave out what is still being learned.
         panels.push(Panel {
             title: format!("test accuracy, learning rate {value}"),
@@ -378,7 +369,6 @@ pub fn places(lab: &Lab) -> Result<Section> {
             "neither"
         }
     };
-    let accuracy: Vec<&str> = (0..values.len()).map(|v| apart(v, &|o| o.final_accuracy())).collect();
     let last = grid.epochs - 1;
     let mut table = Table::new(&[
         "learning rate",
@@ -394,35 +384,52 @@ pub fn places(lab: &Lab) -> Result<Section> {
         let accuracies = (0..3).map(|k| percent(grid.spread(v, k, Outcome::final_accuracy)));
         table.row([value.to_string()].into_iter().chain(losses).chain(accuracies));
     }
+    let accuracies: Vec<&str> = (0..values.len()).map(|v| apart(v, &|o| o.final_accuracy())).collect();
+    let losses: Vec<&str> = (0..values.len()).map(|v| apart(v, &|o| -o.loss(last))).collect();
     let tell = |v: usize| {
         let median = |k| grid.spread(v, k, Outcome::final_accuracy).median * 100.0;
         format!("{}: {:.1} % before, {:.1} % after", values[v], median(0), median(1))
     };
     let medians: Vec<String> = (0..values.len()).map(tell).collect();
-    let clear = accuracy.iter().filter(|&&a| a != "neither").count();
+    // "better before at 0.1, after at 1", of what is apart.
+    let sides = |apart: &[&str]| {
+        let at = |side: &str| {
+            let rates = values.iter().zip(apart).filter(|(_, a)| **a == side).map(|(v, _)| v.to_string());
+            rates.collect::<Vec<_>>().join(" and ")
+        };
+        let parts = ["before", "after"].map(|side| (side, at(side)));
+        let parts =
+            parts.iter().filter(|(_, at)| !at.is_empty()).map(|(side, at)| format!("better {side} the ReLU at {at}"));
+        let all = parts.collect::<Vec<_>>().join(", ");
+        if all.is_empty() { "not apart at any learning rate".into() } else { all }
+    };
+    let clear = |apart: &[&str]| apart.iter().filter(|&&side| side != "neither").count();
+    let verdict = Verdict::of(clear(&accuracies) == values.len(), clear(&accuracies) + clear(&losses) > 0);
     Ok(Section {
         claim: "It matters whether BN stands before or after the activation (opinions differ on which is better)"
             .into(),
-        verdict: Verdict::of(clear == values.len(), clear > 0),
+        verdict,
         seen: format!(
-            "by learning rate, {}; the seeds' ranges are apart at {clear} of {}",
+            "accuracy by learning rate: {}; the seeds' ranges: {}. Training loss: {}",
             medians.join("; "),
-            values.len()
+            sides(&accuracies),
+            sides(&losses)
         ),
         title: "Before and after the activation".into(),
         file: "before-after",
         figure: Figure {
             title: "BN before the ReLU, and after it".into(),
-            note: note(lab, ""),
+            note: note(lab, " Accuracies below 80 % are drawn at the bottom."),
             columns: values.len(),
             panels,
         },
         text: format!(
             "dense → BN → ReLU, as Ioffe & Szegedy have it; dense → ReLU → BN; and no BN.\n\n{}\n\
-             Where the ranges of the seeds overlap, neither place is better here: that is so at {} of {} learning rates.\n",
+             One place counts as better where the ranges of the seeds do not overlap. Accuracy after the last epoch: {}. \
+             Training loss of the last epoch: {}.\n",
             table.markdown(),
-            values.len() - clear,
-            values.len()
+            sides(&accuracies),
+            sides(&losses)
         ),
     })
 }

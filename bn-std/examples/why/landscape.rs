@@ -23,6 +23,8 @@ pub struct Probe {
     pub smoothness: f64,
 }
 
+type OfProbe = fn(&Probe) -> f64;
+
 /// Takes steps of these sizes from where a network is, each from there, down the gradient of a batch.
 ///
 /// The direction is that of the parameters' own gradients, gamma's and beta's among them.
@@ -72,6 +74,14 @@ struct Ray {
     probes: Vec<Probe>,
 }
 
+fn moment_name(epochs: usize) -> String {
+    match epochs {
+        0 => "at the start".into(),
+        1 => "after 1 epoch".into(),
+        n => format!("after {n} epochs"),
+    }
+}
+
 pub fn step_runs(lab: &Lab) -> usize {
     2 * lab.starts.len()
 }
@@ -94,17 +104,17 @@ pub fn steps(lab: &Lab) -> Result<Section> {
         epochs.iter().map(|&epochs| ray(epochs)).collect()
     })?;
     // By network, moment, and size.
-    let spread = |kind: usize, moment: usize, of: &dyn Fn(&Probe) -> f64| -> Vec<(f64, Spread)> {
+    let spread = |kind: usize, moment: usize, of: OfProbe| -> Vec<(f64, Spread)> {
         let at = |i: usize| Spread::of(rays[kind].iter().map(|seed| of(&seed[moment].probes[i])));
         sizes.iter().enumerate().map(|(i, &size)| (f64::from(size), at(i))).collect()
     };
     let mut panels = Vec::new();
     let (loss_range, gradient_range) = ((1e-4, 1e4), (1e-3, 1e3));
-    let measures: [(&str, &dyn Fn(&Probe) -> f64, (f64, f64)); 2] = [
-        ("loss after the step", &|p: &Probe| p.loss, loss_range),
-        ("change of the gradient, ‖g′ − g‖ / ‖g‖", &|p: &Probe| p.relative, gradient_range),
+    let measures: [(&str, &str, OfProbe, (f64, f64)); 2] = [
+        ("loss,", "loss after the step", |p| p.loss, loss_range),
+        ("gradient,", "‖g′ − g‖ / ‖g‖", |p| p.relative, gradient_range),
     ];
-    for (label, of, limits) in measures {
+    for (title, label, of, limits) in measures {
         let all: Vec<f64> = (0..2)
             .flat_map(|kind| (0..epochs.len()).map(move |moment| (kind, moment)))
             .flat_map(|(kind, moment)| spread(kind, moment, of))
@@ -112,27 +122,17 @@ pub fn steps(lab: &Lab) -> Result<Section> {
             .collect();
         for (moment, &epoch) in epochs.iter().enumerate() {
             panels.push(Panel {
-                title: match epoch {
-                    0 => "at the start".into(),
-                    1 => "after 1 epoch".into(),
-                    n => format!("after {n} epochs"),
-                },
+                title: format!("{title} {}", moment_name(epoch)),
                 x: Axis::log("step size (times the gradient)", 1e-3, 1e2),
                 y: Axis::log_over(label, all.iter().copied(), limits),
-                series: (0..2)
-                    .map(|kind| Series {
-                        marker: Marker::None,
-                        dashed: kind == 1,
-                        ..KINDS[kind].series(&spread(kind, moment, of))
-                    })
-                    .collect(),
+                series: (0..2).map(|kind| KINDS[kind].long_series(&spread(kind, moment, of))).collect(),
             });
         }
     }
     let figure = Figure {
         title: "One step down the gradient, at growing step sizes".into(),
         note: format!(
-            "Loss over the whole training set. Lines: medians of {} seeds; bands: lowest to highest.",
+            "Over the whole training set: the loss after a step, and the change of the gradient g to g′. Lines: medians of {} seeds; bands: lowest to highest.",
             lab.starts.len()
         ),
         columns: epochs.len(),
@@ -168,7 +168,7 @@ pub fn steps(lab: &Lab) -> Result<Section> {
         let (a, b, c, d) = (reach(0, moment), reach(1, moment), worst(0, moment), worst(1, moment));
         wins += usize::from(a.median > b.median);
         calmer += usize::from(c.median < d.median);
-        table.row([format!("after {epoch} epochs"), number(a), number(b), times(c), times(d)]);
+        table.row([moment_name(epoch), number(a), number(b), times(c), times(d)]);
     }
     let n = epochs.len();
     let verdict = Verdict::of(wins == n && calmer == n, wins + calmer > 0);
@@ -203,6 +203,8 @@ struct Variation {
     smoothness: f64,
 }
 
+type OfVariation = fn(&Variation) -> f64;
+
 struct Watch<'a> {
     every: usize,
     step: usize,
@@ -215,7 +217,7 @@ impl Observer for Watch<'_> {
     fn before_step(&mut self, network: &Network, x: &[f32], labels: &[usize]) -> Result<(), bn_core::Error> {
         if self.step.is_multiple_of(self.every) {
             let (_, probes) = along_gradient(network, (x, labels), self.sizes, &mut self.buffers)?;
-            let ends = |of: fn(&Probe) -> f64| {
+            let ends = |of: OfProbe| {
                 let spread = Spread::of(probes.iter().map(of));
                 (spread.low, spread.high)
             };
@@ -247,29 +249,29 @@ pub fn landscape(lab: &Lab) -> Result<Section> {
         Ok(watch.seen)
     })?;
     // The median over the seeds and over the measurements in an epoch.
-    let by_epoch = |kind: usize, of: fn(&Variation) -> f64| -> Vec<(f64, f64)> {
+    let by_epoch = |kind: usize, of: OfVariation| -> Vec<(f64, f64)> {
         let median = |epoch: usize| {
             let all = watched[kind].iter().flatten().filter(|v| v.step / per_epoch == epoch).map(of);
             ((epoch as f64 + 0.5) * per_epoch as f64, Spread::of(all).median)
         };
         (0..lab.epochs).map(median).collect()
     };
-    let band = |kind: usize, low: fn(&Variation) -> f64, high: fn(&Variation) -> f64| -> Series {
+    let band = |kind: usize, low: OfVariation, high: OfVariation| -> Series {
         let (low, high) = (by_epoch(kind, low), by_epoch(kind, high));
         let (color, _) = KINDS[kind].style();
         Series {
             name: KINDS[kind].name().into(),
             color,
             marker: Marker::None,
-            dashed: kind == 1,
+            dash: KINDS[kind].dash(),
             band: low.iter().zip(&high).map(|(&(x, low), &(_, high))| (x, low, high)).collect(),
             line: high,
         }
     };
-    let measures: [(&str, &str, fn(&Variation) -> f64, fn(&Variation) -> f64); 3] = [
+    let measures: [(&str, &str, OfVariation, OfVariation); 3] = [
         ("loss, over the steps", "loss", |v| v.loss.0, |v| v.loss.1),
         ("gradients' distance, over the steps", "‖g′ − g‖₂", |v| v.distance.0, |v| v.distance.1),
-        ("effective β-smoothness (worst step)", "max ‖g′ − g‖ / ‖step · g‖", |v| v.smoothness, |v| v.smoothness),
+        ("effective β-smoothness, worst step", "max ‖g′ − g‖ / ‖step · g‖", |v| v.smoothness, |v| v.smoothness),
     ];
     let panels = measures
         .into_iter()
@@ -297,14 +299,14 @@ pub fn landscape(lab: &Lab) -> Result<Section> {
     };
     // Early: the first third of training, where the loss is still going down.
     let early = lab.epochs.div_ceil(3) * per_epoch;
-    let median = |kind: usize, late: bool, of: fn(&Variation) -> f64| {
+    let median = |kind: usize, late: bool, of: OfVariation| {
         Spread::of(
             watched[kind]
                 .iter()
                 .map(|seed| Spread::of(seed.iter().filter(|v| (v.step >= early) == late).map(of)).median),
         )
     };
-    let rows: [(&str, fn(&Variation) -> f64); 4] = [
+    let rows: [(&str, OfVariation); 4] = [
         ("range of the loss: highest − lowest", |v| v.loss.1 - v.loss.0),
         ("distance of the gradients, ‖g′ − g‖₂, largest", |v| v.distance.1),
         ("the same over ‖g‖", |v| v.relative),
@@ -332,7 +334,8 @@ pub fn landscape(lab: &Lab) -> Result<Section> {
             "Santurkar et al.'s measures, on the batch that is being learned. The first two are in the units of the \
              loss and of its gradient, and shrink as these do, so that a network that has learned better looks \
              smoother by them for that reason alone; the last two are ratios, which do not. Lower with BN: \
-             {raw} of 4 comparisons in absolute numbers, {fair} of 4 in ratios.\n\n{}",
+             {raw} of 4 comparisons in absolute numbers, {fair} of 4 in ratios. Smoothness is per unit of the parameters, \
+             of which both networks have nearly the same, but not all the same: gamma and beta stand in for biases.\n\n{}",
             table.markdown()
         ),
     })

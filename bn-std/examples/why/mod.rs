@@ -12,7 +12,7 @@ use crate::net::train::{Epoch, Observer, Settings, train};
 use crate::net::{Buffers, Network, Place};
 use anyhow::Result;
 use indicatif::ProgressBar;
-use plot::{BLUE, GREEN, Marker, Series, VERMILION};
+use plot::{BLUE, Dash, GREEN, Marker, Series, VERMILION};
 use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -193,6 +193,15 @@ impl Kind {
         }
     }
 
+    /// Of a line without markers.
+    pub fn dash(self) -> Dash {
+        match self {
+            Kind::With => Dash::Solid,
+            Kind::Without => Dash::Dashed,
+            Kind::AfterActivation => Dash::Dotted,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::With => "with BN",
@@ -206,6 +215,11 @@ impl Kind {
         let (color, marker) = self.style();
         series(self.name(), color, marker, points)
     }
+
+    /// The same without markers, where there are many points.
+    pub fn long_series(self, points: &[(f64, Spread)]) -> Series {
+        Series { marker: Marker::None, dash: self.dash(), ..self.series(points) }
+    }
 }
 
 pub fn series(name: &str, color: RGBColor, marker: Marker, points: &[(f64, Spread)]) -> Series {
@@ -213,7 +227,7 @@ pub fn series(name: &str, color: RGBColor, marker: Marker, points: &[(f64, Sprea
         name: name.into(),
         color,
         marker,
-        dashed: false,
+        dash: Dash::Solid,
         line: points.iter().map(|&(x, s)| (x, s.median)).collect(),
         band: points.iter().map(|&(x, s)| (x, s.low, s.high)).collect(),
     }

@@ -20,9 +20,9 @@ pub const PURPLE: RGBColor = RGBColor(204, 121, 167);
 pub const GREY: RGBColor = RGBColor(90, 90, 90);
 
 const FONT: &str = "Helvetica, Arial, sans-serif";
-/// In pixels; SVG scales.
-const PANEL: (u32, u32) = (560, 430);
-const HEAD: u32 = 130;
+/// In pixels; SVG scales. Three panels in a row are shown at about half their size, so the letters are large.
+const PANEL: (u32, u32) = (560, 450);
+const LEFT: u32 = 112;
 
 /// Panels under one title and one legend.
 pub struct Figure {
@@ -56,10 +56,18 @@ pub struct Series {
     pub name: String,
     pub color: RGBColor,
     pub marker: Marker,
-    pub dashed: bool,
+    pub dash: Dash,
     pub line: Vec<(f64, f64)>,
     /// x, low, high.
     pub band: Vec<(f64, f64, f64)>,
+}
+
+/// How a line is drawn.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Dash {
+    Solid,
+    Dashed,
+    Dotted,
 }
 
 /// What stands at each point, so that lines differ not in colour alone.
@@ -150,11 +158,14 @@ impl Figure {
     pub fn svg(&self) -> Result<String> {
         let columns = self.columns.min(self.panels.len()).max(1);
         let rows = self.panels.len().div_ceil(columns);
-        let size = (PANEL.0 * columns as u32, HEAD + PANEL.1 * rows as u32);
+        let width = PANEL.0 * columns as u32;
+        let note = wrap(&self.note, width as usize / 11);
+        let head = 118 + 30 * note.len() as u32;
+        let size = (width, head + PANEL.1 * rows as u32);
         let mut svg = String::new();
         {
             let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-            self.draw(&root, columns, rows).map_err(|e| anyhow!("drawing \"{}\": {e}", self.title))?;
+            self.draw(&root, (head, &note), (rows, columns)).map_err(|e| anyhow!("drawing \"{}\": {e}", self.title))?;
             root.present()?;
         }
         // For those who hear the page.
@@ -165,13 +176,20 @@ impl Figure {
         Ok(svg)
     }
 
-    fn draw(&self, root: &Area<'_>, columns: usize, rows: usize) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(
+        &self,
+        root: &Area<'_>,
+        (head, note): (u32, &[String]),
+        grid: (usize, usize),
+    ) -> Result<(), Box<dyn std::error::Error>> {
         root.fill(&WHITE)?;
-        let (head, body) = root.split_vertically(HEAD);
+        let (head, body) = root.split_vertically(head);
         let text =
             |size: u32, color: RGBColor| (FONT, size).into_font().color(&color).pos(Pos::new(HPos::Left, VPos::Top));
-        head.draw(&Text::new(self.title.clone(), (20, 12), text(29, BLACK)))?;
-        head.draw(&Text::new(self.note.clone(), (20, 52), text(20, GREY)))?;
+        head.draw(&Text::new(self.title.clone(), (20, 12), text(37, BLACK)))?;
+        for (i, line) in note.iter().enumerate() {
+            head.draw(&Text::new(line.clone(), (20, 58 + 30 * i as i32), text(25, GREY)))?;
+        }
 
         let mut legend: Vec<&Series> = Vec::new();
         for series in self.panels.iter().flat_map(|p| &p.series).filter(|s| !s.name.is_empty()) {
@@ -181,13 +199,13 @@ impl Figure {
         }
         let mut x = 20;
         for series in legend {
-            let y = 100;
+            let y = 58 + 30 * note.len() as i32 + 28;
             series.draw_line(&head, vec![(x, y), (x + 50, y)], &[(x + 25, y)])?;
-            head.draw(&Text::new(series.name.clone(), (x + 60, y - 11), text(21, BLACK)))?;
+            head.draw(&Text::new(series.name.clone(), (x + 60, y - 14), text(27, BLACK)))?;
             // Without a font library widths are a guess: a little more than Helvetica's mean.
-            x += 60 + (series.name.chars().count() as f64 * 11.0) as i32 + 30;
+            x += 60 + (series.name.chars().count() as f64 * 13.3) as i32 + 30;
         }
-        for (panel, area) in self.panels.iter().zip(body.split_evenly((rows, columns))) {
+        for (panel, area) in self.panels.iter().zip(body.split_evenly(grid)) {
             panel.draw(&area)?;
         }
         Ok(())
@@ -198,25 +216,27 @@ impl Panel {
     fn draw(&self, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
         let Panel { x, y, .. } = self;
         let mut chart = ChartBuilder::on(area)
-            .margin_left(12)
-            .margin_right(30)
-            .margin_top(6)
-            .margin_bottom(14)
-            .caption(&self.title, (FONT, 23).into_font().color(&BLACK))
-            .x_label_area_size(66)
-            .y_label_area_size(96)
+            .margin_left(8)
+            .margin_right(32)
+            .margin_top(48)
+            .margin_bottom(16)
+            .x_label_area_size(72)
+            .y_label_area_size(LEFT - 8)
             .build_cartesian_2d(x.clone(), y.clone())?;
         chart
             .configure_mesh()
             .x_desc(&x.label)
             .y_desc(&y.label)
-            .axis_desc_style((FONT, 21))
-            .label_style((FONT, 19))
+            .axis_desc_style((FONT, 27))
+            .label_style((FONT, 26))
             .x_labels(x.ticks.len())
             .y_labels(y.ticks.len())
             .bold_line_style(RGBColor(222, 222, 222))
             .axis_style(RGBColor(120, 120, 120))
             .draw()?;
+        // Along the plot, so that it stays clear of the topmost tick.
+        let title = (FONT, 28).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Top));
+        area.draw(&Text::new(self.title.clone(), (LEFT as i32, 10), title))?;
         let plane = chart.plotting_area().strip_coord_spec();
         let (width, height) = plane.dim_in_pixel();
         let (right, bottom) = (width as i32 - 1, height as i32 - 1);
@@ -246,10 +266,10 @@ impl Series {
         points: &[(i32, i32)],
     ) -> Result<(), Box<dyn std::error::Error>> {
         let style = self.color.stroke_width(3);
-        if self.dashed {
-            area.draw(&DashedPathElement::new(line.into_iter(), 9, 6, style))?;
-        } else {
-            area.draw(&PathElement::new(line, style))?;
+        match self.dash {
+            Dash::Solid => area.draw(&PathElement::new(line, style))?,
+            Dash::Dashed => area.draw(&DashedPathElement::new(line, 11, 6, style))?,
+            Dash::Dotted => area.draw(&DashedPathElement::new(line, 3, 4, style))?,
         }
         let fill = self.color.filled();
         for &at in points {
@@ -266,6 +286,21 @@ impl Series {
         }
         Ok(())
     }
+}
+
+/// Into lines of no more letters than this, unless a word is longer.
+fn wrap(text: &str, letters: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= letters => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.into()),
+        }
+    }
+    lines
 }
 
 fn escape(text: &str) -> String {
@@ -290,12 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn notes_are_wrapped() {
+        assert_eq!(wrap("ab cd efghij k", 5), ["ab cd", "efghij", "k"]);
+        assert!(wrap("", 5).is_empty());
+    }
+
+    #[test]
     fn a_figure_is_svg_with_its_words() {
         let series = Series {
             name: "a < b".into(),
             color: BLUE,
             marker: Marker::Circle,
-            dashed: true,
+            dash: Dash::Dashed,
             line: vec![(1.0, 1.0), (2.0, f64::NAN), (3.0, f64::INFINITY)],
             band: vec![(1.0, 0.0, 2.0), (3.0, 1.0, 1.0)],
         };

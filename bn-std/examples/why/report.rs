@@ -82,6 +82,13 @@ pub fn count(spread: Spread) -> String {
     show(spread, |v| if v.is_infinite() { "never".into() } else { format!("{}", v.round()) })
 }
 
+/// A change, with its sign.
+pub fn signed(v: f64) -> String {
+    // Not "-0.0".
+    let v = if v.abs() < 0.05 { 0.0 } else { v };
+    format!("{v:+.1}").replace('-', "−")
+}
+
 fn show(Spread { median, low, high }: Spread, f: impl Fn(f64) -> String) -> String {
     let [median, low, high] = [median, low, high].map(f);
     if low == high { median } else { format!("{median} ({low} – {high})") }
@@ -91,7 +98,7 @@ pub fn digits(v: f64) -> String {
     match v.abs() {
         a if a.is_infinite() => "∞".into(),
         0.0 => "0".into(),
-        a if !(1e-3..1e5).contains(&a) => format!("{v:.1e}"),
+        a if !(1e-3..1e4).contains(&a) => format!("{v:.1e}"),
         a if a >= 10.0 => format!("{v:.0}"),
         // Digits behind the point, so that two count.
         a => format!("{v:.*}", (1 - a.log10().floor() as i32).max(0) as usize),
@@ -159,6 +166,7 @@ mod tests {
             assert_eq!(digits(v), text);
         }
         let spread = Spread { median: 0.972, low: 0.96, high: 0.98 };
+        assert_eq!([1.26, 0.01, -0.01, -2.0].map(signed), ["+1.3", "+0.0", "+0.0", "−2.0"]);
         assert_eq!(percent(spread), "97.2 (96.0 – 98.0)");
         assert_eq!(count(Spread::of([3.0, 3.0])), "3");
         assert_eq!(count(Spread::of([3.0, 5.0, f64::INFINITY])), "5 (3 – never)");
