@@ -22,7 +22,7 @@ use net::batch_norm::BatchNormOptions;
 use net::data::{Samples, Split};
 use net::timer::Timer;
 use net::train::{Epoch, Settings, train};
-use net::{Buffers, Network};
+use net::{Buffers, Network, Place};
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use std::io::Write;
@@ -133,8 +133,8 @@ fn run(args: &Args) -> Result<()> {
         if run == 0 {
             introduce(&mut out, args, &digits, &data)?;
         }
-        let plain = Network::new(digits.features(), args.hidden, digits.classes(), &mut rng);
-        let normalized = plain.clone().with_batch_norm(options);
+        let plain = Network::new(&[digits.features(), args.hidden, digits.classes()], &mut rng);
+        let normalized = plain.clone().with_batch_norm(Place::BeforeActivation, options);
         for (mut network, summary, name) in
             [(normalized, &mut with_bn, "with BN"), (plain, &mut without_bn, "without BN")]
         {
@@ -147,7 +147,7 @@ fn run(args: &Args) -> Result<()> {
                 &mut order_rng,
                 &mut summary.buffers,
                 &mut summary.steps,
-                |epoch| {
+                &mut |epoch: &Epoch| {
                     bar.set_message(format!(
                         "seed {seed}, {name}: loss {:.4}, accuracy {:.1} %",
                         epoch.loss,

@@ -1,4 +1,4 @@
-//! Batch normalization with its parameters and statistics, followed by a ReLU in the same pass over memory.
+//! Batch normalization with its parameters and statistics, and an activation in the same pass over memory.
 
 use super::timer::Timer;
 use bn_core::{
@@ -22,25 +22,27 @@ impl Default for BatchNormOptions {
     }
 }
 
-/// y = relu(γ·x̂ + β) of `rows × channels`, and what it has learned and measured.
+/// y = act(γ·x̂ + β) of `rows × channels`, and what it has learned and measured.
 #[derive(Clone)]
-pub struct BatchNormRelu {
+pub struct Normalization {
     options: BatchNormOptions,
+    activation: Activation,
     gamma: Vec<f32>,
     beta: Vec<f32>,
     dgamma: Vec<f32>,
     dbeta: Vec<f32>,
-    running_mean: Vec<f32>,
-    running_var: Vec<f32>,
+    pub running_mean: Vec<f32>,
+    pub running_var: Vec<f32>,
     /// The last batch's statistics, for its backward pass.
     moments: Vec<Moments>,
 }
 
-impl BatchNormRelu {
-    pub fn new(channels: usize, options: BatchNormOptions) -> Self {
+impl Normalization {
+    pub fn new(channels: usize, activation: Activation, options: BatchNormOptions) -> Self {
         let (zeros, ones) = (vec![0.0; channels], vec![1.0; channels]);
-        BatchNormRelu {
+        Normalization {
             options,
+            activation,
             gamma: ones.clone(),
             beta: zeros.clone(),
             dgamma: zeros.clone(),
@@ -85,8 +87,32 @@ impl BatchNormRelu {
         })
     }
 
+    /// The statistics of the last batch in training mode.
+    pub fn moments(&self) -> &[Moments] {
+        &self.moments
+    }
+
+    /// The first half of a training pass: merges the statistics of x into `moments`. Called with all batches of a data
+    /// set, one after the other, it measures the population.
+    pub fn measure(&self, x: &[f32], moments: &mut [Moments], workspace: &mut Vec<u64>) -> Result<(), bn_core::Error> {
+        self.plan(x, Op::ForwardTraining, workspace)?.moments(x, moments, Run::serial(workspace))
+    }
+
+    /// The second half: y by these statistics.
+    pub fn normalize(
+        &self,
+        x: &[f32],
+        moments: &[Moments],
+        y: &mut [f32],
+        workspace: &mut Vec<u64>,
+    ) -> Result<(), bn_core::Error> {
+        let affine = Affine::new(&self.gamma, &self.beta);
+        let plan = self.plan(x, Op::ForwardTraining, workspace)?;
+        plan.normalize(x, None, affine, moments, y, Run::serial(workspace))
+    }
+
     /// dx, and dgamma and dbeta for the next step, of the batch that `forward_training` has just seen. y is its
-    /// output, which shows where the ReLU let values through.
+    /// output, which shows where a ReLU let values through.
     pub fn backward(
         &mut self,
         x: &[f32],
@@ -118,7 +144,7 @@ impl BatchNormRelu {
     fn plan(&self, x: &[f32], op: Op, workspace: &mut Vec<u64>) -> Result<BatchNorm<f32>, bn_core::Error> {
         let channels = self.gamma.len();
         let shape = Shape::dense(x.len() / channels.max(1), channels)?;
-        let plan = BatchNorm::new(shape, self.options.epsilon)?.with_activation(Activation::Relu)?;
+        let plan = BatchNorm::new(shape, self.options.epsilon)?.with_activation(self.activation)?;
         let words = plan.workspace_best(op, 1);
         if workspace.len() < words {
             workspace.resize(words, 0);

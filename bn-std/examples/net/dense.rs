@@ -38,6 +38,11 @@ impl Dense {
         self
     }
 
+    /// Multiplies the weights.
+    pub fn scale(&mut self, factor: f32) {
+        self.weights.iter_mut().for_each(|w| *w *= factor);
+    }
+
     pub fn outputs(&self) -> usize {
         self.outputs
     }

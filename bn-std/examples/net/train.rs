@@ -25,6 +25,27 @@ pub struct Epoch {
     pub test_accuracy: f64,
 }
 
+/// Looks on while a network is trained.
+pub trait Observer {
+    /// Before a step: the network has the gradients of this batch.
+    fn before_step(&mut self, _: &Network, _x: &[f32], _labels: &[usize]) -> Result<(), bn_core::Error> {
+        Ok(())
+    }
+    /// After a step.
+    fn after_step(&mut self, _: &Network) -> Result<(), bn_core::Error> {
+        Ok(())
+    }
+    /// After an epoch.
+    fn after_epoch(&mut self, _: &Epoch) {}
+}
+
+/// One that only sees epochs.
+impl<F: FnMut(&Epoch)> Observer for F {
+    fn after_epoch(&mut self, epoch: &Epoch) {
+        self(epoch);
+    }
+}
+
 /// Trains, testing after each epoch. Stops early where the loss is no longer finite: that network is beyond repair.
 pub fn train(
     network: &mut Network,
@@ -33,7 +54,7 @@ pub fn train(
     rng: &mut impl Rng,
     buffers: &mut Buffers,
     step_timer: &mut Timer,
-    mut after_epoch: impl FnMut(&Epoch),
+    observer: &mut impl Observer,
 ) -> Result<Vec<Epoch>, bn_core::Error> {
     let (mut x, mut labels) = (Vec::new(), Vec::new());
     let Split { train, test } = data;
@@ -48,13 +69,15 @@ pub fn train(
                 network.forward_training(&x, buffers)?;
                 let loss = softmax_cross_entropy(&buffers.logits, &labels, &mut buffers.dlogits);
                 network.backward(&x, buffers)?;
+                observer.before_step(network, &x, &labels)?;
                 network.step(settings.learning_rate);
                 Ok(loss * batch.len() as f64)
             })?;
+            observer.after_step(network)?;
         }
         let test_accuracy = evaluate(network, test, settings.batch, buffers)?;
         let epoch = Epoch { loss: loss / train.rows() as f64, test_accuracy };
-        after_epoch(&epoch);
+        observer.after_epoch(&epoch);
         let finite = epoch.loss.is_finite();
         epochs.push(epoch);
         if !finite {
