@@ -153,9 +153,7 @@ impl fmt::Display for Problem {
             Problem::Channels { expected, got } => {
                 write!(f, "the shape has {got} channels, expected the layer's {expected}")
             }
-            Problem::NoForward => {
-                f.write_str("there is no forward pass to go back through: call forward first")
-            }
+            Problem::NoForward => f.write_str("there is no forward pass to go back through: call forward first"),
             Problem::MessageTooLong { words } => {
                 write!(f, "the message has {words} words of 8 bytes, expected at most {}", i32::MAX)
             }

@@ -292,7 +292,10 @@ mod tests {
                 "the rule for running statistics differs: momentum 0.99 of the old value, biased variance on rank 1, \
                  momentum 0.1 of the new value, unbiased variance on rank 0",
             ),
-            (forward(settings().allow_one_value()), "whether one value is allowed differs: true on rank 1, false on rank 0"),
+            (
+                forward(settings().allow_one_value()),
+                "whether one value is allowed differs: true on rank 1, false on rank 0",
+            ),
             (
                 header().call(Operation::Forward, Some(Layout::Nhwc), None),
                 "the layout differs: NHWC on rank 1, NCHW on rank 0",

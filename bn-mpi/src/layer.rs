@@ -213,7 +213,8 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
             ParameterGradients::OfAllRanks => &self.sums,
         };
         let parameters = Gradients { dgamma, dbeta, ..Gradients::default() };
-        let tensors = Gradients { dx: dx.map(Into::into), dresidual: dresidual.map(Into::into), ..Gradients::default() };
+        let tensors =
+            Gradients { dx: dx.map(Into::into), dresidual: dresidual.map(Into::into), ..Gradients::default() };
         for (sums, wanted) in [(parameter_sums, parameters), (&self.sums, tensors)] {
             let run = Run::on(&*self.executor, &mut self.workspace);
             plan.backward_apply(input, sums, wanted, run).map_err(Error::Here)?;

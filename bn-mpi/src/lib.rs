@@ -31,7 +31,7 @@
 //! let (dy, mut dx) = ([1.0, 0.0, 0.0, 1.0], [0.0; 4]);
 //! let inputs = Inputs { x: &x, y: None, dy: &dy, gamma: None };
 //! bn.backward(inputs, Outputs { dx: Some(&mut dx), ..Outputs::default() }, ParameterGradients::OfThisRank)?;
-//! # Ok::<(), bn_mpi::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Order of calls

@@ -255,13 +255,7 @@ fn calls(world: &SimpleCommunicator, exchange: Exchange, odd: Rank, check: bool)
 
 /// An error where there is another rank to differ from; one rank alone may call what it likes.
 #[track_caller]
-fn differs_or_runs(
-    result: Result<usize, Error>,
-    what: Setting,
-    odd: Rank,
-    world: &SimpleCommunicator,
-    y: &mut [f32],
-) {
+fn differs_or_runs(result: Result<usize, Error>, what: Setting, odd: Rank, world: &SimpleCommunicator, y: &mut [f32]) {
     if world.size() == 1 {
         assert_eq!(result, Ok(0));
         y.fill(7.0);

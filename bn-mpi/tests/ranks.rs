@@ -59,9 +59,13 @@ fn shards(ranks: usize) -> Vec<Vec<usize>> {
 fn all_shapes<T: Real>(world: &SimpleCommunicator, exchange: Exchange, worst: &mut Worst) {
     let mut seed = 1;
     for shards in shards(world.size() as usize) {
-        for (layout, channels, spatial) in
-            [(Layout::Nchw, 3, 49), (Layout::Nhwc, 21, 20), (Layout::Nhwc, 64, 1), (Layout::Nchw, 1, 300), (Layout::Nhwc, 5, 1)]
-        {
+        for (layout, channels, spatial) in [
+            (Layout::Nchw, 3, 49),
+            (Layout::Nhwc, 21, 20),
+            (Layout::Nhwc, 64, 1),
+            (Layout::Nchw, 1, 300),
+            (Layout::Nhwc, 5, 1),
+        ] {
             for ratio in [0.0, 1.0, 1e3, 1e5] {
                 seed += 1;
                 let case = Case::<T>::new(seed, layout, &shards, channels, spatial, ratio, seed % 3 == 0);
@@ -167,12 +171,8 @@ impl<T: Real> Case<T> {
         let inputs = Inputs { x, y: Some(&y), dy, gamma: Some(&self.gamma) };
         let outputs = Outputs { dgamma: Some(&mut own_dgamma), dbeta: Some(&mut own_dbeta), ..Outputs::default() };
         bn.backward(inputs, outputs, ParameterGradients::OfThisRank).unwrap();
-        let outputs = Outputs {
-            dx: Some(&mut dx),
-            dgamma: Some(&mut dgamma),
-            dbeta: Some(&mut dbeta),
-            ..Outputs::default()
-        };
+        let outputs =
+            Outputs { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta), ..Outputs::default() };
         bn.backward(inputs, outputs, ParameterGradients::OfAllRanks).unwrap();
 
         // What the ranks add to gamma's and beta's gradient is all of it.
