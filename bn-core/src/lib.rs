@@ -45,7 +45,10 @@ pub use error::Error;
 pub use exec::{Executor, Run, Serial};
 pub use inference::Prepared;
 pub use isa::{Isa, IsaKind};
-pub use moments::{GradSums, Moments, merge_moments};
+pub use moments::{
+    GradSums, Moments, merge_moments, moments_from_mean_inverse_std, moments_from_mean_var,
+    moments_to_mean_inverse_std, moments_to_mean_var,
+};
 pub use running::{Momentum, RunningStats, Variance};
 pub use shape::{Layout, Shape, Stride, Strides};
 
