@@ -33,6 +33,7 @@ mod kernel;
 mod lanes;
 mod layout;
 mod moments;
+mod renorm;
 mod running;
 mod shape;
 mod stages;
@@ -49,6 +50,7 @@ pub use moments::{
     GradSums, Moments, merge_moments, moments_from_mean_inverse_std, moments_from_mean_var,
     moments_to_mean_inverse_std, moments_to_mean_var,
 };
+pub use renorm::{Renorm, RenormFactor, renorm_affine, renorm_gradients};
 pub use running::{Momentum, RunningStats, Variance};
 pub use shape::{Layout, Shape, Stride, Strides};
 
