@@ -26,6 +26,7 @@ mod element;
 mod engine;
 mod error;
 mod exec;
+mod fold;
 mod forward;
 mod inference;
 mod isa;
@@ -44,6 +45,7 @@ pub use batch_norm::{Affine, BatchNorm, Op, Output};
 pub use element::{Element, Param};
 pub use error::Error;
 pub use exec::{Executor, Run, Serial};
+pub use fold::Fold;
 pub use inference::Prepared;
 pub use isa::{Isa, IsaKind};
 pub use moments::{
