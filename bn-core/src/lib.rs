@@ -6,7 +6,8 @@
 //!    executor, with any workspace.
 //! 3. **The memory's speed** in NCHW and NHWC, without build flags.
 //!
-//! `no_std`, no allocation, no panics. Start at [`BatchNorm`].
+//! `no_std`, no allocation, no panics. Start at [`BatchNorm`]; worked examples of everything that its
+//! stages are good for are in the [`guide`].
 //!
 //! # The floating-point environment
 //! The calling threads round to nearest and keep subnormals (no flush-to-zero, no
@@ -28,6 +29,7 @@ mod error;
 mod exec;
 mod fold;
 mod forward;
+pub mod guide;
 mod inference;
 mod isa;
 mod kernel;
