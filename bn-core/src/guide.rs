@@ -318,6 +318,26 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
+//! Channels first, the positions of a channel are together, and [`Strides`] say how far apart the channels
+//! are:
+//!
+//! ```
+//! use bn_core::*;
+//! // 2 channels of a sequence of 3 of at most 5 positions.
+//! let pad = f32::NAN;
+//! let x = [1.0, 2.0, 3.0, pad, pad, 10.0, 30.0, 50.0, pad, pad];
+//! let stride = Stride { batch: 0, inner: 5 };
+//! let bn = BatchNorm::<f32>::new(Shape::nchw(1, 2, &[3])?, 0.0)?
+//!     .with_strides(Strides { x: stride, y: stride, ..Strides::DENSE })?;
+//! let (mut y, mut moments, mut workspace) = ([pad; 10], [Moments::EMPTY; 2], [0; 1024]);
+//! let real = ..5 + 3;
+//! bn.moments(&x[real], &mut moments, Run::serial(&mut workspace))?;
+//! assert_eq!(moments.map(|m| (m.count, m.mean)), [(3, 2.0), (3, 30.0)]);
+//! bn.normalize(&x[real], None, Affine::NONE, &moments, &mut y[real], Run::serial(&mut workspace))?;
+//! assert!(y[0] == y[5] && y[1] == 0.0 && y[3].is_nan() && y[4].is_nan());
+//! # Ok::<(), Error>(())
+//! ```
+//!
 //! # Batch renormalization
 //! [`Renorm`] has one step with its gradients. Here is a training that starts as batch normalization and
 //! widens the limits: once no limit is reached, training gives what inference gives.
