@@ -53,7 +53,7 @@ panics() {
                 grep -q a_panic_path_is_left "$tmp/err" || { cat "$tmp/err" >&2; die "$s does not link"; }
                 bad=$((bad + 1))
                 echo "$s ($target, $profile) can panic:"
-                link "$s" "$tmp/$s" --defsym=a_panic_path_is_left=0
+                link "$s" "$tmp/$s" --defsym=a_panic_path_is_left=0 2>/dev/null
                 sites "$tmp/$s"
             done
         done
@@ -68,10 +68,9 @@ sites() {
     "$llvm/llvm-objdump" -d --no-show-raw-insn "$1" |
         awk '/^[0-9a-f]+ </ { inside = ($2 ~ /panic|unwind/) }
              !inside && /<[^>+]*(panic|unwrap_failed|expect_failed|_fail)[^>+]*>/ { sub(":", "", $1); print "0x" $1 }' |
-        while read -r at; do
-            "$llvm/llvm-symbolizer" --inlines --obj="$1" --output-style=LLVM "$at" |
-                grep -oE '[^/]*(/src/[^ ]*|/[^/]*):[0-9]+:[0-9]+$' | head -3 | paste -sd' ' | sed 's/^/    /; s/ / < /5g'
-        done | sort | uniq -c
+        "$llvm/llvm-symbolizer" --inlines --obj="$1" --output-style=LLVM |
+        awk '/:[0-9]+:[0-9]+$/ { sub(".*/(registry/src/[^/]*|library)/", ""); sub("'"$root"'/", ""); at = at (at ? " < " : "    ") $0 }
+             /^$/ && at { print at; at = "" }' | sort | uniq -c
 }
 
 case ${1:-} in
