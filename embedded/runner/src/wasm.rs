@@ -1,5 +1,6 @@
 //! WebAssembly: `run` is called by, and text goes to, `wasm.mjs`.
 
+#[link(wasm_import_module = "env")]
 unsafe extern "C" {
     /// Prints `len` bytes of the memory.
     fn write(text: *const u8, len: usize);
