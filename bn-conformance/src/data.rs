@@ -1,6 +1,8 @@
 //! The data: bit patterns from integers, so that nothing here can round.
 
-use bn_core::{Element, Layout, Moments};
+use crate::hash::Bits;
+use bn_core::{Layout, Moments};
+use bytemuck::Pod;
 
 /// Random numbers (Steele, Lea & Flood's SplitMix, with the 32-bit finaliser of MurmurHash 3, which
 /// is cheap where 64-bit products are not).
@@ -24,9 +26,9 @@ impl Random {
 pub(crate) enum Pattern {
     /// Both signs, 2⁻³ to 2³.
     Spread,
-    /// Mean over standard deviation around 3500.
+    /// One sign, far from 0 against the spread (by 3500 for f32).
     Offset,
-    /// Eight neighbours: mean over standard deviation in the millions (f32).
+    /// Eight neighbours, units in the last place apart.
     Far,
     /// One value.
     Constant,
@@ -77,49 +79,54 @@ impl Pattern {
     }
 }
 
-/// An element type that the set is run for.
-pub(crate) trait Tested: Element + crate::hash::Bits {
+/// A type that data are made of.
+pub(crate) trait Tested: Pod + Bits {
     /// The name of the type.
     const NAME: &'static str;
     /// Value `i` of the `n` of a channel of this pattern.
     fn draw(random: &mut Random, pattern: Pattern, i: usize, n: usize) -> Self;
+    fn value(self) -> f64;
+}
+
+/// A type of parameters.
+pub(crate) trait TestedParam: Tested + Default {
     /// A factor that leaves the range in which the type's own arithmetic is used.
     fn factor(which: usize) -> Option<Self>;
-    fn value(self) -> f64;
     fn rounded(v: f64) -> Self;
 }
 
 macro_rules! tested {
-    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $huge:literal, $wide:expr) => {
+    ($t:ty, $name:literal, $bits:ident, $mantissa:literal, $bias:literal, $huge:literal, $mix:expr, $value:expr) => {
         impl Tested for $t {
-            const NAME: &'static str = stringify!($t);
+            const NAME: &'static str = $name;
 
             fn draw(random: &mut Random, pattern: Pattern, i: usize, n: usize) -> Self {
                 const LOW: $bits = (1 << $mantissa) - 1;
                 let (a, b) = (random.next(), random.next());
                 // Sign and exponent from one word, the mantissa from the other.
-                let mantissa = $wide(a, b) & LOW;
+                let mantissa = $mix(a, b) & LOW;
                 let sign = ((a >> 31) as $bits) << ($bits::BITS - 1);
                 let make = |sign: $bits, exponent: i32, mantissa: $bits| {
-                    $t::from_bits(sign | (((exponent + $bias) as $bits) << $mantissa) | mantissa)
+                    <$t>::from_bits(sign | (((exponent + $bias) as $bits) << $mantissa) | mantissa)
                 };
                 // One of `n` exponents.
                 let among = |n: u32| ((a >> 24) % n) as i32;
+                let few = mantissa >> ($mantissa - 3);
                 match pattern {
-                    Pattern::Offset => make(0, 13, mantissa >> 10),
-                    Pattern::Far => make(0, 5, 0x123 << ($mantissa - 12) | (mantissa >> ($mantissa - 3))),
+                    Pattern::Offset => make(0, 13, mantissa >> ($mantissa / 2)),
+                    Pattern::Far => make(0, 5, ((LOW / 7) & !7) | few),
                     Pattern::Constant => make(0, 0, LOW / 3),
                     Pattern::TwoValued => make(0, 0, LOW / 5 + (a >> 31) as $bits),
                     Pattern::Huge => make(sign, $huge - among(8), mantissa),
                     Pattern::Tiny => make(sign, 1 - $bias + among(4), mantissa),
                     Pattern::Subnormal => make(sign, -$bias, mantissa),
                     Pattern::Zeros => make(sign, -$bias, 0),
-                    Pattern::Nan if i == n / 2 => $t::NAN,
-                    Pattern::Infinity if i == n / 3 => $t::INFINITY,
+                    Pattern::Nan if i == n / 2 => <$t>::NAN,
+                    Pattern::Infinity if i == n / 3 => <$t>::INFINITY,
                     Pattern::Activated => match a & 7 {
-                        0 => 0.0,
-                        1 => 1.5,
-                        2 => -0.5,
+                        0 => make(0, -$bias, 0),
+                        1 => make(0, 0, 1 << ($mantissa - 1)),
+                        2 => make(1 << ($bits::BITS - 1), -1, 0),
                         _ => make(sign, among(4) - 3, mantissa),
                     },
                     Pattern::Variance => make(0, among(6) - 3, mantissa),
@@ -127,8 +134,25 @@ macro_rules! tested {
                 }
             }
 
+            fn value(self) -> f64 {
+                $value(self)
+            }
+        }
+    };
+}
+tested!(f32, "f32", u32, 23, 127, 127, |_: u32, b: u32| b, |v: f32| v as f64);
+// f64 is promised up to 2⁵⁰⁰.
+tested!(f64, "f64", u64, 52, 1023, 499, |a: u32, b: u32| ((a as u64) << 32) | b as u64, |v: f64| v);
+#[cfg(feature = "half")]
+tested!(half::f16, "f16", u16, 10, 15, 15, |_: u32, b: u32| b as u16, half::f16::to_f64);
+#[cfg(feature = "half")]
+tested!(half::bf16, "bf16", u16, 7, 127, 127, |_: u32, b: u32| b as u16, half::bf16::to_f64);
+
+macro_rules! param {
+    ($t:ty, $bits:ident, $mantissa:literal, $bias:literal) => {
+        impl TestedParam for $t {
             fn factor(which: usize) -> Option<Self> {
-                let power = |e: i32| $t::from_bits(((e + $bias) as $bits) << $mantissa);
+                let power = |e: i32| <$t>::from_bits(((e + $bias) as $bits) << $mantissa);
                 match which % 7 {
                     3 => Some(0.0),
                     5 => Some(power($bias - 5)),
@@ -136,19 +160,14 @@ macro_rules! tested {
                     _ => None,
                 }
             }
-
-            fn value(self) -> f64 {
-                self as f64
-            }
             fn rounded(v: f64) -> Self {
                 v as $t
             }
         }
     };
 }
-tested!(f32, u32, 23, 127, 127, |_: u32, b: u32| b);
-// f64 is promised up to 2⁵⁰⁰.
-tested!(f64, u64, 52, 1023, 499, |a: u32, b: u32| ((a as u64) << 32) | b as u64);
+param!(f32, u32, 23, 127);
+param!(f64, u64, 52, 1023);
 
 /// Where element `i` of a tensor is: its channel, and its number among the channel's values.
 fn place(layout: Layout, channels: usize, spatial: usize, i: usize) -> (usize, usize) {
@@ -184,7 +203,7 @@ pub(crate) fn parameters<P: Tested>(to: &mut [P], seed: u32, pattern: Pattern) {
 }
 
 /// Fills gamma: some of its entries leave the range of the type's own arithmetic.
-pub(crate) fn factors<P: Tested>(to: &mut [P], seed: u32) {
+pub(crate) fn factors<P: TestedParam>(to: &mut [P], seed: u32) {
     let mut random = Random::new(seed);
     for (i, v) in to.iter_mut().enumerate() {
         let ordinary = P::draw(&mut random, Pattern::Spread, 0, 1);

@@ -47,6 +47,22 @@ impl Bits for f64 {
     }
 }
 
+#[cfg(feature = "half")]
+macro_rules! half {
+    ($t:ty) => {
+        impl Bits for $t {
+            fn hash(&self, hash: &mut Hash) {
+                let v = if self.is_nan() { <$t>::NAN.to_bits() & 0x7fff } else { self.to_bits() };
+                hash.bytes(&v.to_le_bytes());
+            }
+        }
+    };
+}
+#[cfg(feature = "half")]
+half!(half::f16);
+#[cfg(feature = "half")]
+half!(half::bf16);
+
 impl Bits for bn_core::Moments {
     fn hash(&self, hash: &mut Hash) {
         hash.u64(self.count);

@@ -26,7 +26,7 @@ use bn_core::{
     RunningStats, Shape, Statistics, Variance, merge_moments,
 };
 use bytemuck::Pod;
-use data::{Pattern, Random, Tested, factors, parameters, statistics, tensor};
+use data::{Pattern, Random, Tested, TestedParam, factors, parameters, statistics, tensor};
 use hash::Hash;
 use problems::{PROBLEMS, Problem};
 
@@ -64,9 +64,13 @@ pub type Report<'a> = &'a mut dyn FnMut(Case);
 
 /// An element type of the set. This trait is sealed.
 #[allow(private_bounds, reason = "a sealed trait")]
-pub trait Element: Tested<Param = Self> + bn_core::Param {}
+pub trait Element: bn_core::Element<Param: TestedParam> + Tested {}
 impl Element for f32 {}
 impl Element for f64 {}
+#[cfg(feature = "half")]
+impl Element for half::f16 {}
+#[cfg(feature = "half")]
+impl Element for half::bf16 {}
 
 /// All that fits into the memory, and the hash of all hashes: that of a whole run is of interest
 /// only if nothing was skipped.
@@ -80,13 +84,20 @@ pub fn all(isa: Isa, arena: &mut [u64], report: Report<'_>) -> u64 {
     };
     of_element::<f32>(isa, arena, &mut report);
     of_element::<f64>(isa, arena, &mut report);
+    #[cfg(feature = "half")]
+    of_element::<half::f16>(isa, arena, &mut report);
+    #[cfg(feature = "half")]
+    of_element::<half::bf16>(isa, arena, &mut report);
     total.value()
 }
 
 fn of_element<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     inference::<T>(isa, arena, report);
     training::<T>(isa, arena, report);
-    running::<T>(arena, report);
+    // Half-precision types have the statistics of f32.
+    if T::NAME == <T::Param as Tested>::NAME {
+        running::<T>(arena, report);
+    }
     backward::<T>(isa, arena, report);
 }
 
@@ -179,7 +190,7 @@ impl Problem {
         Ok(Some(self.tensor(a, 3, Pattern::Spread, 0).ok_or(Stop::Memory)?))
     }
 
-    fn affine<'a, T: Element>(&self, a: &mut Arena<'a>) -> Result<Affine<'a, T>, Stop> {
+    fn affine<'a, P: TestedParam + bn_core::Param>(&self, a: &mut Arena<'a>) -> Result<Affine<'a, P>, Stop> {
         if !self.affine {
             return Ok(Affine::NONE);
         }
@@ -188,7 +199,7 @@ impl Problem {
         Ok(Affine::new(gamma, self.parameters(a, 5, Pattern::Spread)?))
     }
 
-    fn parameters<'a, T: Element>(&self, a: &mut Arena<'a>, role: u32, p: Pattern) -> Result<&'a mut [T], Stop> {
+    fn parameters<'a, P: Tested>(&self, a: &mut Arena<'a>, role: u32, p: Pattern) -> Result<&'a mut [P], Stop> {
         let to = a.take(self.channels).ok_or(Stop::Memory)?;
         parameters(to, self.seed(role), p);
         Ok(to)
@@ -257,7 +268,7 @@ pub fn inference<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
         let x = p.x::<T>(&mut a)?;
         let (affine, residual) = (p.affine(&mut a)?, p.residual(&mut a)?);
         let (mean, var) = (p.parameters(&mut a, 6, Pattern::Spread)?, p.parameters(&mut a, 7, Pattern::Variance)?);
-        let prepared = p.output::<Prepared<T>>(&mut a, p.channels)?;
+        let prepared = p.output::<Prepared<T::Param>>(&mut a, p.channels)?;
         let mut h = Hash::NEW;
         match plan.prepare(affine, mean, var, prepared) {
             Err(Error::Unpreparable { channel }) => {
@@ -318,7 +329,8 @@ pub fn running<T: Element>(arena: &mut [u64], report: Report<'_>) {
             RunningStats::new(Momentum::WeighNew(1.0), Variance::Biased)?,
             RunningStats::new(Momentum::WeighOld(1.0), Variance::Unbiased)?,
         ];
-        let (mean, var) = (p.parameters::<T>(&mut a, 6, Pattern::Spread)?, p.parameters(&mut a, 7, Pattern::Variance)?);
+        let (mean, var) =
+            (p.parameters::<T::Param>(&mut a, 6, Pattern::Spread)?, p.parameters(&mut a, 7, Pattern::Variance)?);
         let mut batches = 2;
         for rule in rules {
             let skipped = rule.update(moments, mean, var, Some(&mut batches))?;
@@ -366,14 +378,14 @@ fn gradients<T: Element>(isa: Isa, p: &Problem, mut a: Arena<'_>, how: How) -> R
         bn_core::Activation::Identity => None,
         _ => Some(&*p.tensor::<T>(&mut a, 10, Pattern::Activated, 0).ok_or(Stop::Memory)?),
     };
-    let gamma = p.affine::<T>(&mut a)?.gamma;
+    let gamma = p.affine::<T::Param>(&mut a)?.gamma;
     let moments = p.statistics(&mut a, x)?;
     let (mean, var) = match how {
         How::Running => (p.parameters(&mut a, 6, Pattern::Spread)?, p.parameters(&mut a, 7, Pattern::Variance)?),
         _ => {
             let (mean, var) = (p.output(&mut a, p.channels)?, p.output(&mut a, p.channels)?);
             for (m, (mean, var)) in moments.iter().zip(mean.iter_mut().zip(var.iter_mut())) {
-                (*mean, *var) = (T::rounded(m.mean), T::rounded(m.variance()));
+                (*mean, *var) = (T::Param::rounded(m.mean), T::Param::rounded(m.variance()));
             }
             (mean, var)
         }
@@ -383,7 +395,7 @@ fn gradients<T: Element>(isa: Isa, p: &Problem, mut a: Arena<'_>, how: How) -> R
         How::Running => Statistics::Running { mean, var },
         _ => Statistics::Batch(moments),
     };
-    let (dgamma, dbeta) = (p.output::<T>(&mut a, p.channels)?, p.output::<T>(&mut a, p.channels)?);
+    let (dgamma, dbeta) = (p.output::<T::Param>(&mut a, p.channels)?, p.output::<T::Param>(&mut a, p.channels)?);
     let sums = p.output::<GradSums>(&mut a, if how == How::Stages { p.channels } else { 0 })?;
     let dr = if p.residual { Some(p.output::<T>(&mut a, p.len())?) } else { None };
     let dx = if how == How::InPlace { &mut [] } else { p.output::<T>(&mut a, p.len())? };
@@ -393,12 +405,8 @@ fn gradients<T: Element>(isa: Isa, p: &Problem, mut a: Arena<'_>, how: How) -> R
         return Err(Stop::Memory);
     }
     let mut dr = dr;
-    let output = Gradients {
-        dx: None,
-        dresidual: dr.as_deref_mut().map(Into::into),
-        dgamma: Some(dgamma),
-        dbeta: Some(dbeta),
-    };
+    let output =
+        Gradients { dx: None, dresidual: dr.as_deref_mut().map(Into::into), dgamma: Some(dgamma), dbeta: Some(dbeta) };
     let mut h = Hash::NEW;
     if how == How::InPlace {
         let input = BackwardInput { x, y, dy: &[], gamma, statistics };
@@ -423,4 +431,3 @@ fn gradients<T: Element>(isa: Isa, p: &Problem, mut a: Arena<'_>, how: How) -> R
     }
     Ok(h)
 }
-
