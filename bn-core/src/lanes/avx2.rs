@@ -27,6 +27,7 @@ pub(crate) struct F32(__m256, __m256);
 pub(crate) struct F64(__m256d, __m256d);
 
 impl Lanes for Avx2 {
+    const STREAMS: usize = 2;
     type F32 = F32;
     type F64 = F64;
 

@@ -26,6 +26,7 @@ pub(crate) struct F32(__m512);
 pub(crate) struct F64(__m512d);
 
 impl Lanes for Avx512 {
+    const STREAMS: usize = 4;
     type F32 = F32;
     type F64 = F64;
 

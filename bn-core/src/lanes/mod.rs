@@ -23,6 +23,8 @@ use core::ops::{Add, Mul, Sub};
 
 /// A token for one instruction set, and its two vector types.
 pub trait Lanes: Copy + Send + Sync + 'static {
+    /// Planes that sums take in lockstep: as many as the registers hold sums for. It changes no bit.
+    const STREAMS: usize;
     /// 16 lanes of f32.
     type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
     /// 8 lanes of f64.

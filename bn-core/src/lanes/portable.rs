@@ -18,6 +18,7 @@ pub(crate) struct F32(f32x16);
 pub(crate) struct F64(f64x8);
 
 impl Lanes for Portable {
+    const STREAMS: usize = 1;
     type F32 = F32;
     type F64 = F64;
 

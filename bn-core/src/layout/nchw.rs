@@ -3,7 +3,7 @@
 //! Sums visit the tensor in memory order, four images a quarter of the batch apart in lockstep;
 //! elements are mapped image by image.
 
-use super::grid::{CHAIN, Planes, SAMPLES, div, part, rem};
+use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
     Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, all_at,
     load_all, map_in_f64, splat_all, staged, store_all, tree, words_for,
@@ -56,15 +56,25 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
 
     let (first, end) = geo.blocks(g);
+    // Where samples are taken in channel 0: worked out once, as that took longer than taking them.
+    let mut samples = [[core::ptr::null(); SAMPLES]; I];
+    if op.pivots() {
+        let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
+        for i in 0..SAMPLES {
+            let (image, position) = geo.sample(i, first, end, lanes_of);
+            for j in 0..I {
+                samples[j][i] = from[j].element(from[j].plane(image, 0), position).cast_const();
+            }
+        }
+    }
     for c in 0..width {
         let mut k = [Compute::<E>::ZERO; K];
         for (i, k) in k.iter_mut().enumerate().skip(1) {
             *k = op.constant(channels.first + c, i);
         }
         if op.pivots() {
-            let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
             // SAFETY: samples are taken inside the geometry, which the places hold.
-            k[0] = unsafe { pivot(lanes, op, geo, from, channels.first + c, first, end) };
+            k[0] = unsafe { pivot(lanes, op, from, channels.first + c, &samples) };
         }
         // SAFETY: c < width, the length of the constants.
         unsafe { *constants.add(c) = k };
@@ -104,28 +114,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                             }
                         }
                         // SAFETY: the visit's images and the piece are inside the geometry.
-                        unsafe {
-                            if geo.spanning {
-                                let mut chain = zero;
-                                for t in 0..visit.count {
-                                    let plane = (visit.item(t), channel);
-                                    sum(lanes, op, geo, from, plane, (0, geo.vectors), &k, &mut chain, stage);
-                                }
-                                acc = add(acc, chain);
-                            } else {
-                                let runs = piece.vectors.div_ceil(CHAIN);
-                                for run in 0..runs {
-                                    let first = piece.first + part(piece.vectors, runs, run);
-                                    let end = piece.first + part(piece.vectors, runs, run + 1);
-                                    for t in 0..visit.count {
-                                        let mut chain = zero;
-                                        let plane = (visit.item(t), channel);
-                                        sum(lanes, op, geo, from, plane, (first, end), &k, &mut chain, stage);
-                                        acc = add(acc, chain);
-                                    }
-                                }
-                            }
-                        }
+                        acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, piece, &k, acc, stage) };
                         for n in 0..N {
                             if v + 1 < v1 {
                                 // SAFETY: as for the load above.
@@ -178,72 +167,161 @@ fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
     a
 }
 
-/// Adds vectors `first..end` of a plane, at most [`CHAIN`] of them, to `acc`.
-///
-/// The last vector of a plane that has no whole number of them is read from the plane's end, and
-/// what the vector before it has counted is cleared: no read leaves the plane.
+/// Adds the same piece of a visit's planes to second-level sums.
 ///
 /// # Safety
-/// The plane is one of the geometry; the stage has [`STAGE`] vectors of each input, if one is not
-/// contiguous.
+/// The piece and the visit are of the geometry; the stage has [`STAGE`] vectors of each input, if one
+/// is not contiguous.
 #[inline(always)]
-unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+unsafe fn sum_piece<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
     geo: &Planes,
     from: &[Place<E>; I],
-    plane: (usize, usize),
-    (first, end): (usize, usize),
+    visit: Visit,
+    channel: usize,
+    piece: Piece,
     k: &[Vec<E, L>; K],
-    acc: &mut [Vec<E, L>; N],
+    mut acc: [Vec<E, L>; N],
     stage: *mut E,
-) where
+) -> [Vec<E, L>; N]
+where
     L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let whole = end.min(geo.positions / lanes_of);
-    let last = geo.positions - lanes_of;
-    // What is read: from the first vector, or the last one if that starts earlier.
-    let start = (first * lanes_of).min(last);
-    let width = (end * lanes_of).min(geo.positions) - start;
-    // SAFETY: the range lies in the plane.
-    let at = unsafe { Place::parts_of(from, plane, start, width, stage) };
-    for v in first..whole {
-        // SAFETY: vector v lies in the range.
-        let x = unsafe { load_all(lanes, &at, v * lanes_of - start) };
-        *acc = add(*acc, op.addends(op.values(lanes, x), *k));
-    }
-    if whole < end {
-        // SAFETY: the plane has at least one vector, and this is its last.
-        let x = unsafe { load_all(lanes, &at, last - start) };
-        let mut a = op.addends(op.values(lanes, x), *k);
-        let mut n = 0;
-        while n < N {
-            a[n] = a[n].clear_below(whole * lanes_of - last);
-            n += 1;
+    let zero = splat_all::<Vec<E, L>, N>(lanes, &[Compute::<E>::ZERO; N]);
+    // SAFETY: by the caller.
+    unsafe {
+        if geo.spanning {
+            let (range, mut chain) = (Range::new(geo, 0, geo.vectors, lanes_of), zero);
+            for t in 0..visit.count {
+                let at = [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
+                chain = sum(lanes, op, &at, range, k, [chain])[0];
+            }
+            return add(acc, chain);
         }
-        *acc = add(*acc, a);
+        let runs = piece.vectors.div_ceil(CHAIN);
+        // What is staged goes one by one.
+        let streams = if stage.is_null() { L::STREAMS } else { 1 };
+        for run in 0..runs {
+            let first = piece.first + part(piece.vectors, runs, run);
+            let end = piece.first + part(piece.vectors, runs, run + 1);
+            let range = Range::new(geo, first, end, lanes_of);
+            let at = |t: usize| Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage);
+            let mut t = 0;
+            if streams >= 4 && visit.count == 4 {
+                let chains = sum(lanes, op, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
+                acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
+                t = 4;
+            }
+            while streams == 2 && t + 2 <= visit.count {
+                let chains = sum(lanes, op, &[at(t), at(t + 1)], range, k, [zero; 2]);
+                acc = add(add(acc, chains[0]), chains[1]);
+                t += 2;
+            }
+            while t < visit.count {
+                acc = add(acc, sum(lanes, op, &[at(t)], range, k, [zero])[0]);
+                t += 1;
+            }
+        }
+    }
+    acc
+}
+
+/// Vectors `first..end` of a plane.
+///
+/// The last vector of a plane that has no whole number of them is read from the plane's end, and
+/// what the vector before it has counted is cleared: no read leaves the plane.
+#[derive(Clone, Copy)]
+struct Range {
+    /// The elements that are read: from the first vector, or the last one if that starts earlier.
+    start: usize,
+    width: usize,
+    /// Where the first vector starts among them, and how many whole ones there are.
+    first: usize,
+    whole: usize,
+    /// Where the last one starts if it is not whole, and how many of its lanes have been counted.
+    last: usize,
+    counted: usize,
+}
+
+impl Range {
+    #[inline(always)]
+    fn new(geo: &Planes, first: usize, end: usize, lanes: usize) -> Self {
+        let (whole, last) = (end.min(geo.positions / lanes), geo.positions - lanes);
+        let start = (first * lanes).min(last);
+        Range {
+            start,
+            width: (end * lanes).min(geo.positions) - start,
+            first: first * lanes - start,
+            whole: whole - first.min(whole),
+            last: last - start,
+            counted: if whole < end { whole * lanes - last } else { 0 },
+        }
     }
 }
 
-/// The pivot: the mean of [`SAMPLES`] values of a channel, spread over blocks `first..end`, in the
-/// element's arithmetic, as the first of them plus the mean distance from it. That keeps all digits
-/// at any mean, gives a constant exactly, and costs no f64 where that is done in software. 0 where
-/// it overflows.
+/// Adds a range of `T` planes, at most [`CHAIN`] vectors each, to `T` chains, in lockstep.
 ///
 /// # Safety
-/// The places are valid for reading all planes of the geometry.
+/// Each plane is valid for reading in the range.
+#[inline(always)]
+unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
+    lanes: L,
+    op: &R,
+    at: &[[*const E; I]; T],
+    range: Range,
+    k: &[Vec<E, L>; K],
+    mut chains: [[Vec<E, L>; N]; T],
+) -> [[Vec<E, L>; N]; T]
+where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lanes_of = Compute::<E>::LANES;
+    for v in 0..range.whole {
+        let mut t = 0;
+        while t < T {
+            // SAFETY: the vector lies in the range.
+            let x = unsafe { load_all(lanes, &at[t], range.first + v * lanes_of) };
+            chains[t] = add(chains[t], op.addends(op.values(lanes, x), *k));
+            t += 1;
+        }
+    }
+    if range.counted > 0 {
+        let mut t = 0;
+        while t < T {
+            // SAFETY: the range has at least one vector, and this is its last.
+            let x = unsafe { load_all(lanes, &at[t], range.last) };
+            let mut a = op.addends(op.values(lanes, x), *k);
+            let mut n = 0;
+            while n < N {
+                a[n] = a[n].clear_below(range.counted);
+                n += 1;
+            }
+            chains[t] = add(chains[t], a);
+            t += 1;
+        }
+    }
+    chains
+}
+
+/// The pivot: the mean of [`SAMPLES`] values of a channel, in the element's arithmetic, as the first
+/// of them plus the mean distance from it. That keeps all digits at any mean, gives a constant
+/// exactly, and costs no f64 where that is done in software. 0 where it overflows.
+///
+/// # Safety
+/// `places` are the samples of channel 0 in each input; those of this channel are valid for reading.
 #[inline(always)]
 unsafe fn pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
-    geo: &Planes,
     from: &[Place<E>; I],
     channel: usize,
-    first: usize,
-    end: usize,
+    places: &[[*const E; SAMPLES]; I],
 ) -> Compute<E>
 where
     L: Lanes,
@@ -251,11 +329,10 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     let mut samples = [[E::zeroed(); SAMPLES]; I];
-    for i in 0..SAMPLES {
-        let (image, position) = geo.sample(i, first, end, Compute::<E>::LANES);
-        for j in 0..I {
-            // SAFETY: samples are taken inside the geometry.
-            samples[j][i] = unsafe { *from[j].element(from[j].plane(image, channel), position) };
+    for j in 0..I {
+        for i in 0..SAMPLES {
+            // SAFETY: by the caller.
+            samples[j][i] = unsafe { *places[j][i].wrapping_add(channel * from[j].inner) };
         }
     }
     let mut from = [core::ptr::null(); I];

@@ -187,7 +187,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
                 // SAFETY: the cell is inside the geometry.
                 let (k, sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
-                for l in 0..group.end - c {
+                for l in 0..(group.end - c).min(MOST_LANES) {
                     if !R::good(&sums[l], n as f64)
                         && let Some(better) = R::repivot(k[l], &sums[l], n as f64)
                     {
@@ -211,7 +211,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         // SAFETY: the cell is inside the geometry.
         let (mut k, mut sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
         let mut good = [true; MOST_LANES];
-        for l in 0..group.end - c {
+        for l in 0..(group.end - c).min(MOST_LANES) {
             good[l] = R::good(&sums[l], n as f64);
         }
         if good.contains(&false) {
@@ -223,7 +223,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 }
             }
         }
-        for l in 0..group.end - c {
+        for l in 0..(group.end - c).min(MOST_LANES) {
             emit(c + l, R::settle(k[l], sums[l], per_n), k[l]);
         }
         c = group.end;
@@ -252,7 +252,7 @@ where
 {
     let base = geo.channels * geo.adjacent;
     let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
-    for l in 0..group.end - group.first {
+    for l in 0..(group.end - group.first).min(MOST_LANES) {
         let mut e = (group.first + l - channels.first) * geo.adjacent;
         for i in 0..K {
             // SAFETY: e is an element of the segment.
@@ -459,7 +459,7 @@ unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N
             let width = Compute::<E>::LANES.min(end - e);
             // SAFETY: by the caller.
             let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width {
+            for lane in 0..width.min(MOST_LANES) {
                 let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
                 let mut x = [0.0; J];
                 for j in 0..J {
@@ -501,7 +501,7 @@ where
             let width = Compute::<E>::LANES.min(end - e);
             // SAFETY: by the caller.
             let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width {
+            for lane in 0..width.min(MOST_LANES) {
                 let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
                 same[l] &= v[R::PIVOT_OF][lane].to_f64() == k[l][0];
             }
