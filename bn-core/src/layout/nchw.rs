@@ -5,8 +5,8 @@
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, all_at,
-    load_all, map_in_f64, splat_all, staged, store_all, tree, words_for,
+    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64,
+    all_at, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map, Reduction};
@@ -420,6 +420,9 @@ where
     R::settle(k, total, per_n)
 }
 
+/// Vectors of a plane from which on it is streamed.
+const MIN_STREAM: usize = 32;
+
 /// Workspace of [`map`] for one channel.
 pub(crate) const fn map_words<const K: usize>() -> usize {
     size_of::<Coefficients<K>>() / 8
@@ -447,6 +450,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     from: &[Place<E>; I],
     to: &[Place<E>; O],
     Part { channels, images, positions }: Part,
+    stream: bool,
     scratch: &mut [u64],
 ) where
     L: Lanes,
@@ -471,6 +475,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     // What is staged goes in parts that fit the stage, each of at least a vector.
     let vectors = (positions.1 - positions.0) / lanes_of;
     let parts = if staged { vectors.div_ceil(CHAIN) } else { 1 };
+    // Short planes have too many ends.
+    let stream = stream && !staged && vectors >= MIN_STREAM;
     for image in images.0..images.1 {
         for c in 0..width {
             // SAFETY: c < width; the loop above has written the entry.
@@ -480,9 +486,12 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
                 let end =
                     if p + 1 == parts { positions.1 } else { positions.0 + part(vectors, parts, p + 1) * lanes_of };
                 // SAFETY: the part lies in the plane, and has at least one vector.
-                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage) };
+                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage, stream) };
             }
         }
+    }
+    if stream {
+        lanes.fence();
     }
 }
 
@@ -502,12 +511,12 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     width: usize,
     k: &Coefficients<K>,
     stage: *mut E,
+    stream: bool,
 ) where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let lanes_of = Compute::<E>::LANES;
     // SAFETY: by the caller.
     unsafe {
         let from = Place::parts_of(from, plane, start, width, stage);
@@ -517,18 +526,8 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        // The last vector overlaps its neighbour: it is read before anything is written, as the
-        // output may be the input.
-        let last = width - lanes_of;
         let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
-        let tail = load_all(lanes, &from, last);
-        for v in 0..width / lanes_of {
-            let x = load_all(lanes, &from, v * lanes_of);
-            store_all::<L, E, O>(map_one(lanes, op, x, narrow, k), &into, v * lanes_of);
-        }
-        if !width.is_multiple_of(lanes_of) {
-            store_all::<L, E, O>(map_one(lanes, op, tail, narrow, k), &into, last);
-        }
+        map_run(lanes, op, &from, &into, width, &PlaneConstants::<L, E, K, J> { narrow, k }, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
@@ -537,29 +536,36 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     }
 }
 
-/// Maps one vector of a channel.
-#[inline(always)]
-fn map_one<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    x: [Vec<E, L>; I],
+/// The constants of a channel.
+struct PlaneConstants<'a, L: Lanes, E: Element, const K: usize, const J: usize> {
     narrow: [Vec<E, L>; K],
-    k: &Coefficients<K>,
-) -> [Vec<E, L>; O]
+    k: &'a Coefficients<K>,
+}
+
+impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
+    for PlaneConstants<'_, L, E, K, J>
 where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let v = op.before(lanes, x);
-    let mut r = op.formula(v, narrow);
-    let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
-    if !k.safe {
-        // SAFETY: the K constants of the channel.
-        r = unsafe { map_in_f64(lanes, op, v, wide) };
-    } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-        // SAFETY: as above.
-        r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+    #[inline(always)]
+    fn period(&self) -> usize {
+        usize::MAX
     }
-    op.after(lanes, x, v, r)
+    #[inline(always)]
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], _: usize) -> [Vec<E, L>; O] {
+        let k = self.k;
+        let v = op.before(lanes, x);
+        let mut r = op.formula(v, self.narrow);
+        let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
+        if !k.safe {
+            // SAFETY: the K constants of the channel.
+            r = unsafe { map_in_f64(lanes, op, v, wide) };
+        } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
+            // SAFETY: as above.
+            r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+        }
+        op.after(lanes, x, v, r)
+    }
 }
