@@ -173,12 +173,14 @@ pub fn forward(
     let z: Vec<Real> = x.iter().enumerate().map(|(i, &x)| channel.y(x, p.gamma, p.beta, at(i))).collect();
     let top = z.iter().enumerate().fold(1.0f64, |m, (i, z)| m.max(z.hi.abs()).max((z.hi - at(i)).abs()));
     let scale = top + channel.scale(p.gamma).hi.abs() * kept;
-    let of_y = |(z, &y): (&Real, &f64)| {
-        let exact = p.activation.forward(*z);
-        format.units(y, exact, scale * p.activation.steepness(), 2.0)
+    let of_y = |i: usize| {
+        if format.passes_infinity(p.activation, z[i], at(i)) {
+            return 0.0;
+        }
+        format.units(y[i], p.activation.forward(z[i]), scale * p.activation.steepness(), 2.0)
     };
     Forward {
-        y: z.iter().zip(y).map(of_y).fold(0.0, f64::max),
+        y: (0..z.len()).map(of_y).fold(0.0, f64::max),
         mean: Format::F64.units_of(mean, exact_mean, sigma + kept, format),
         variance: Format::F64.units_of(
             variance,
@@ -190,6 +192,13 @@ pub fn forward(
 }
 
 impl Format {
+    /// Whether what the activation and the residual are applied to is beyond the range of the type: then
+    /// it is infinite, although a slope or a residual might bring it back.
+    fn passes_infinity(&self, activation: Activation, z: Real, residual: f64) -> bool {
+        let returns = matches!(activation, Activation::LeakyRelu(_)) || residual != 0.0;
+        returns && (z.hi.abs() > self.max || (z.hi - residual).abs() > self.max)
+    }
+
     /// The error of a statistic, which is f64, in units of another format.
     fn units_of(&self, got: f64, exact: Real, scale: f64, unit: &Format) -> f64 {
         self.units(got, exact, scale, 2.0) * self.unit / unit.unit
@@ -202,7 +211,11 @@ pub fn inference(format: &Format, channel: &Channel, p: Parameters, x: &[f64], r
     let mean = channel.mean();
     let of = |i: usize| {
         let r = residual.get(i).copied().unwrap_or(0.0);
-        let exact = p.activation.forward(channel.y(x[i], p.gamma, p.beta, r));
+        let z = channel.y(x[i], p.gamma, p.beta, r);
+        if format.passes_infinity(p.activation, z, r) {
+            return 0.0;
+        }
+        let exact = p.activation.forward(z);
         let scale = ((x[i] - mean.hi) * s.hi).abs() + p.beta.abs() + r.abs();
         format.units(y[i], exact, scale * p.activation.steepness(), 2.0)
     };
@@ -221,6 +234,9 @@ pub struct Gradients {
     pub dgamma: f64,
     /// Batch: of n·A + |dβ|. Given: of Σ |dz|.
     pub dbeta: f64,
+    /// |mean dz|/A: by how much more the sums of shards may be wrong, whose Σ (x − mean) is not 0 but
+    /// measured, and multiplies the mean of dy.
+    pub drown: f64,
 }
 
 /// What a backward pass has made of a channel. Empty, or `None`: not asked for.
@@ -234,21 +250,17 @@ pub struct Made<'a> {
     pub dbeta: Option<f64>,
 }
 
-/// Judges a backward pass; `factor` is the activation's mask of each element.
+/// Judges a backward pass; dz is what has passed the activation's mask.
 pub fn backward(
     format: &Format,
     channel: &Channel,
     gamma: f64,
     given: bool,
     x: &[f64],
-    dy: &[f64],
-    factor: impl Fn(usize) -> f64,
+    dz: &[f64],
     made: Made<'_>,
 ) -> Gradients {
-    let b: Backward<'_> = channel.backward(gamma, (0..x.len()).map(|i| (x[i], dy[i], factor(i))));
-    let dz = |i: usize| dy[i] * factor(i);
-    // A slope makes products that round, perhaps to subnormals.
-    let rounds = (0..x.len()).any(|i| factor(i) != 0.0 && factor(i) != 1.0) as u8 as f64;
+    let b: Backward<'_> = channel.backward(gamma, (0..x.len()).map(|i| (x[i], dz[i], 1.0)));
     let (mean, s, r) = (channel.mean(), channel.scale(gamma).hi.abs(), channel.scale(1.0).hi);
     let x_hat = |i: usize| (((x[i] - mean.hi) - mean.lo) * r).abs();
     let (dgamma, dbeta) = (b.dgamma(), b.dbeta());
@@ -256,35 +268,35 @@ pub fn backward(
     let [mut sums, mut dots] = [0.0; 2];
     if given {
         for i in 0..x.len() {
-            sums += dz(i).abs();
-            dots += dz(i).abs() * x_hat(i);
+            sums += dz[i].abs();
+            dots += dz[i].abs() * x_hat(i);
         }
         for (i, &got) in made.dx.iter().enumerate() {
-            let exact = b.dx(x[i], dy[i], factor(i));
-            out.dx = out.dx.max(format.units(got, exact, exact.hi.abs(), 1.0 + s));
+            let exact = b.dx(x[i], dz[i], 1.0);
+            out.dx = out.dx.max(format.units(got, exact, exact.hi.abs(), 2.0));
         }
     } else {
         let n = x.len() as f64;
         let mean_dz = b.mean_dz();
-        let spread = (0..x.len()).fold(0.0f64, |m, i| m.max(((dz(i) - mean_dz.hi) - mean_dz.lo).abs()))
+        let spread = (0..x.len()).fold(0.0f64, |m, i| m.max(((dz[i] - mean_dz.hi) - mean_dz.lo).abs()))
             + format.kept * mean_dz.hi.abs();
+        out.drown = if mean_dz.hi == 0.0 { 0.0 } else { mean_dz.hi.abs() / spread };
         let (sigma, kept) = (channel.variance().hi.sqrt(), format.kept * mean.hi.abs());
         sums = n * spread + dbeta.hi.abs();
         dots = n * spread * (sigma + kept) * r;
         let flat = s * spread * (1.0 + kept * r);
         for (i, &got) in made.dx.iter().enumerate() {
-            let exact = b.dx(x[i], dy[i], factor(i));
-            let error = format.units(got, exact, flat, 2.0 + 4.0 * s * rounds * (1.0 + x_hat(i)));
+            let exact = b.dx(x[i], dz[i], 1.0);
+            let error = format.units(got, exact, flat, 2.0);
             out.dx_flat = out.dx_flat.max(error);
             out.dx = out.dx.max(error / (1.0 + x_hat(i)));
         }
     }
     if let Some(got) = made.dgamma {
-        let slack: f64 = if rounds > 0.0 { (0..x.len()).map(x_hat).sum() } else { 0.0 };
-        out.dgamma = format.units(got, dgamma, dots, 2.0 + slack);
+        out.dgamma = format.units(got, dgamma, dots, 2.0);
     }
     if let Some(got) = made.dbeta {
-        out.dbeta = format.units(got, dbeta, sums, 2.0 + rounds * x.len() as f64);
+        out.dbeta = format.units(got, dbeta, sums, 2.0);
     }
     out
 }

@@ -286,15 +286,17 @@ impl<T: Number> Problem<T> {
             }
             Through::Running => Channel::given(self.running.0[c].wide(), self.running.1[c].wide(), self.epsilon),
         };
-        let factor = |i: usize| self.activation.factor(y[i]);
+        // What passes the mask is rounded like any element, and must be right to the last bit; the other
+        // gradients are those of what has passed.
         for (i, at) in self.places(c).enumerate() {
-            let exact = crate::Backward::dz(dy[i], factor(i));
-            assert_eq!(made.dresidual[at].bits(), T::of(exact.hi).bits(), "dresidual of {dy:e}", dy = dy[i]);
+            let exact = crate::Backward::dz(dy[i], self.activation.factor(y[i]));
+            assert_eq!(made.dresidual[at], <T as Scalar>::of(exact.hi), "dresidual of {dy:e}", dy = dy[i]);
         }
+        let dz = self.gather(c, &made.dresidual);
         let dx = self.gather(c, &made.dx);
         let made = Made { dx: &dx, dgamma: Some(made.dgamma[c].wide()), dbeta: Some(made.dbeta[c].wide()) };
         let gamma = self.parameters(c).gamma;
-        bounds::backward(&T::FORMAT, &channel, gamma, through == Through::Running, &x, &dy, factor, made)
+        bounds::backward(&T::FORMAT, &channel, gamma, through == Through::Running, &x, &dz, made)
     }
 
     /// A problem of a kind: x and dy of these families, parameters of usual sizes, running statistics
