@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: Input| by_type!(input, go));
 
 fn go<T: Number>(input: &Input) {
-    let p = input.problem::<T>(input.shape(1, 3000));
+    let p = input.problem::<T>(input.small_shape());
     let through = input.through(&p);
     let forward = p.forward(input.how());
     let made = p.backward(input.how(), &forward, through);

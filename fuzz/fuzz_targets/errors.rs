@@ -106,7 +106,11 @@ fn call(input: &Input, bn: BatchNorm<f32>) {
         _ => Op::Backward,
     };
     let least = bn.workspace_min(op);
-    let length = if input.workspace >= 0 { least + input.workspace as usize } else { least.saturating_add_signed(input.workspace as isize / 16) };
+    let length = if input.workspace >= 0 {
+        least + input.workspace as usize
+    } else {
+        least.saturating_add_signed(input.workspace as isize / 16)
+    };
     const WORD: u64 = 0xfff4_dead_fff4_beef;
     let mut words = vec![WORD; length];
     let affine = Affine { gamma: with(0).then_some(&gamma[..]), beta: with(1).then_some(&beta[..]) };

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: Input| by_type!(input, go));
 
 fn go<T: Number>(input: &Input) {
-    let p = input.problem::<T>(input.shape(1, 3000));
+    let p = input.problem::<T>(input.small_shape());
     let made = p.forward(input.how());
     check_forward(&p, &made);
     let bits = made.bits();

@@ -3,13 +3,13 @@
 
 use bn_core::{Affine, Error, Op, Prepared, Run};
 use bn_fuzz::{Input, by_type, check_inference};
-use bn_oracle::problem::{How, Number, Scalar};
+use bn_oracle::problem::{How, Number};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 
 fn go<T: Number>(input: &Input) {
-    let p = input.problem::<T>(input.shape(1, 3000));
+    let p = input.problem::<T>(input.small_shape());
     let y = p.inference(input.how());
     check_inference(&p, &y);
     let same = |got: &[T], what: &str| {

@@ -3,7 +3,7 @@
 
 use bn_core::Isa;
 use bn_fuzz::{Input, by_type};
-use bn_oracle::problem::{How, Number, Scalar};
+use bn_oracle::problem::{How, Number, Scalar, Through};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
@@ -16,14 +16,12 @@ fn go<T: Number>(input: &Input) {
         let v = <T as Scalar>::of(wild[(input.choice as usize >> (3 * i)) % 4]);
         if i % 2 == 0 { p.x[at] = v } else { p.dy[at] = v }
     }
-    let through = input.through.min(0);
-    let _ = through;
     let of = |isa: Isa| {
         let how = How { isa, ..input.how() };
         let forward = p.forward(how);
-        let ways = [bn_oracle::problem::Through::Batch, bn_oracle::problem::Through::Rounded];
+        let ways = [Through::Batch, Through::Rounded];
         let mut gradients = p.backward(how, &forward, ways[input.through as usize % 2]).bits();
-        gradients.extend(p.backward(how, &forward, bn_oracle::problem::Through::Running).bits());
+        gradients.extend(p.backward(how, &forward, Through::Running).bits());
         let inference: Vec<u64> = p.inference(how).into_iter().map(|y| y.bits()).collect();
         (forward.bits(), inference, gradients)
     };

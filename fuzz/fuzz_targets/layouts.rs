@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: Input| by_type!(input, go));
 
 fn go<T: Number>(input: &Input) {
-    let p = input.problem::<T>(input.shape(1, 2500));
+    let p = input.problem::<T>(input.small_shape());
     let q = transposed(&p);
     let how = input.how();
     let last = p.shape.layout() == bn_core::Layout::Nhwc;

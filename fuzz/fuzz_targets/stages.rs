@@ -11,12 +11,14 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: Input| by_type!(input, go));
 
 fn go<T: Number>(input: &Input) {
-    let p = input.problem::<T>(input.shape(1, 3000));
+    let p = input.problem::<T>(input.small_shape());
     let (c, isa) = (p.shape.channels(), input.how().isa);
     let image = c * p.shape.spatial();
     // Cuts of the batch, some of them empty.
-    let mut cuts: Vec<usize> =
-        (0..3).map(|i| (input.choice >> (16 * i)) as usize % (p.shape.batch() + 1)).chain([0, p.shape.batch()]).collect();
+    let mut cuts: Vec<usize> = (0..3)
+        .map(|i| (input.choice >> (16 * i)) as usize % (p.shape.batch() + 1))
+        .chain([0, p.shape.batch()])
+        .collect();
     cuts.sort_unstable();
     let shards: Vec<(usize, usize)> = cuts.windows(2).map(|w| (w[0], w[1])).collect();
     let shard = |(from, to): (usize, usize)| -> Problem<T> {
@@ -71,7 +73,7 @@ fn go<T: Number>(input: &Input) {
             }
             let made = Forward { y: forward.y.clone(), moments: vec![m; c] };
             let e: bounds::Forward = p.judge_forward(channel, &made);
-            assert!(e.mean <= limit::CONTRACT && e.variance <= limit::CONTRACT, "pushed: {e:?}");
+            assert!(e.mean <= 1.0 && e.variance <= 1.0, "pushed: {e:?}");
         }
     }
 

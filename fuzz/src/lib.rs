@@ -82,7 +82,8 @@ impl Source {
             <T as Scalar>::of(v).wide()
         };
         // More digits where the type has them.
-        let whole = |bits: u32| if T::FORMAT.name == "f64" { finite(bits) * (1.0 + 1e-9 * salt as f64) } else { finite(bits) };
+        let whole =
+            |bits: u32| if T::FORMAT.name == "f64" { finite(bits) * (1.0 + 1e-9 * salt as f64) } else { finite(bits) };
         let v: Vec<f64> = match *self {
             Source::Family(kind, seed) => {
                 values(Family::ALL[kind as usize % Family::ALL.len()], &mut salted(seed), n.max(1), &T::RANGE)
@@ -117,6 +118,12 @@ impl Source {
 }
 
 impl Input {
+    /// A shape that the oracle is quick with: mostly about 1000 elements, now and then enough for several
+    /// blocks.
+    pub fn small_shape(&self) -> Shape {
+        self.shape(1, if self.extra % 16 == 15 { 10_000 } else { 1000 })
+    }
+
     /// A shape of at least `least` and about `most` elements.
     pub fn shape(&self, least: usize, most: usize) -> Shape {
         let (batch, channels) = (self.batch as usize % 70 + 1, self.channels as usize % 70 + 1);
@@ -215,7 +222,8 @@ pub fn check_forward<T: Number>(p: &Problem<T>, made: &Forward<T>) {
         let e = p.judge_forward(c, made);
         within("y", c, e.y, promised::<T>(limit::Y));
         within("mean", c, e.mean, promised::<T>(limit::MEAN));
-        within("variance", c, e.variance, promised::<T>(limit::VARIANCE));
+        let variance = if T::FORMAT.name == "f32" { limit::CONTRACT_VARIANCE } else { limit::VARIANCE };
+        within("variance", c, e.variance, variance);
     }
 }
 
@@ -256,13 +264,7 @@ pub fn transposed<T: Number>(p: &Problem<T>) -> Problem<T> {
     let other = if last { Layout::Nchw } else { Layout::Nhwc };
     let shape = Shape::new(other, s.batch(), s.channels(), &[s.spatial()]).expect("as large as the other");
     let turn = |v: &[T]| turned(v, last, s);
-    Problem {
-        shape,
-        x: turn(&p.x),
-        dy: turn(&p.dy),
-        residual: p.residual.as_ref().map(|r| turn(r)),
-        ..p.clone()
-    }
+    Problem { shape, x: turn(&p.x), dy: turn(&p.dy), residual: p.residual.as_ref().map(|r| turn(r)), ..p.clone() }
 }
 
 /// A tensor of a shape in the other layout; `last` is that of the tensor.

@@ -112,6 +112,8 @@ pub mod limit {
     /// The contract's 2·10⁻⁶ in units of 2⁻²⁴. What is promised, and tested, for f32; the same number
     /// of units is tested for f64.
     pub const CONTRACT: f64 = 33.554432;
+    /// Twice that for the variance, of which y feels half.
+    pub const CONTRACT_VARIANCE: f64 = 2.0 * CONTRACT;
     /// The mean, if every rounding erred by its most in the same direction; so for the others.
     pub const MEAN: f64 = 45.0;
     /// The biased variance.
