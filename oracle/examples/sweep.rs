@@ -203,6 +203,7 @@ fn one<T: Number>(case: u64, op: Operation, r: &mut Random, large: Option<u32>, 
 
 /// Whether the variances of all channels are normal numbers of the parameters' type, or 0 exactly.
 fn roundable<T: Number>(p: &Problem<T>) -> bool {
+    // The parameters of narrow types are f32.
     let (low, high) = if T::FORMAT.name == "f64" { (1e-300, 1e300) } else { (1e-37, 1e38) };
     (0..p.shape.channels()).all(|c| {
         let v = p.channel(c).variance().hi;
@@ -215,10 +216,11 @@ fn run(seed: u64, case: u64, large: Option<u32>, into: &mut Tables, print: bool)
     let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ case.wrapping_mul(0xd134_2543_de82_ef95));
     r.bits();
     let op = Operation::ALL[(case % 4) as usize];
-    if case / 4 % 3 == 2 && large.is_none_or(|l| l <= 22) {
-        one::<f64>(case, op, &mut r, large, into, print)
-    } else {
-        one::<f32>(case, op, &mut r, large, into, print)
+    match case / 4 % 8 {
+        2 | 5 if large.is_none_or(|l| l <= 22) => one::<f64>(case, op, &mut r, large, into, print),
+        6 => one::<half::f16>(case, op, &mut r, large, into, print),
+        7 => one::<half::bf16>(case, op, &mut r, large, into, print),
+        _ => one::<f32>(case, op, &mut r, large, into, print),
     }
 }
 

@@ -6,6 +6,11 @@
 use crate::big::Real;
 use crate::channel::{Backward, Channel};
 
+/// 2^e of a normal number.
+const fn power(e: i64) -> f64 {
+    f64::from_bits(((1023 + e) as u64) << 52)
+}
+
 /// What an element type rounds to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
@@ -27,14 +32,21 @@ impl Format {
         name: "f32",
         unit: f32::EPSILON as f64 / 2.0,
         // 2⁻¹⁵⁰.
-        least: f64::from_bits((1023 - 150) << 52),
+        least: power(-150),
         max: f32::MAX as f64,
         // 4 · 2⁻⁵³ / 2⁻²⁴.
-        kept: f64::from_bits((1023 - 27) << 52),
+        kept: power(-27),
     };
     /// f64.
     pub const F64: Format =
         Format { name: "f64", unit: f64::EPSILON / 2.0, least: f64::from_bits(1), max: f64::MAX, kept: 1.0 };
+
+    /// f16, calculated in f32.
+    pub const F16: Format =
+        Format { name: "f16", unit: power(-11), least: power(-25), max: 65504.0, kept: Format::F32.kept };
+    /// bf16, calculated in f32.
+    pub const BF16: Format =
+        Format { name: "bf16", unit: power(-8), least: power(-134), max: 255.0 * power(120), kept: Format::F32.kept };
 
     /// The error of a result in units of `scale`, less `slack` halves of a subnormal.
     ///

@@ -163,6 +163,11 @@ impl Range {
     /// f64: the documented range.
     pub const F64: Range = Range { round: |v| v, low: -1074, high: 498, low_std: -495, digits: 53 };
 
+    /// f16: everything. (Rounding is the caller's: this crate's arithmetic has no f16.)
+    pub const F16: Range = Range { round: |v| v, low: -24, high: 15, low_std: -24, digits: 11 };
+    /// bf16: everything; so for it.
+    pub const BF16: Range = Range { round: |v| v, low: -133, high: 127, low_std: -133, digits: 8 };
+
     fn magnitude(&self, r: &mut Random) -> f64 {
         2f64.powi(self.low_std + r.below((self.high - 3 - self.low_std) as usize) as i32)
     }

@@ -48,6 +48,28 @@ macro_rules! number {
 number!(f32, Format::F32, Range::F32);
 number!(f64, Format::F64, Range::F64);
 
+macro_rules! narrow {
+    ($t:ident, $format:expr, $range:expr) => {
+        impl Scalar for half::$t {
+            fn of(v: f64) -> Self {
+                half::$t::from_f64(v)
+            }
+            fn wide(self) -> f64 {
+                self.to_f64()
+            }
+            fn bits(self) -> u64 {
+                if self.is_nan() { u64::MAX } else { self.to_bits() as u64 }
+            }
+        }
+        impl Number for half::$t {
+            const FORMAT: Format = $format;
+            const RANGE: Range = Range { round: |v| half::$t::from_f64(v).to_f64(), ..$range };
+        }
+    };
+}
+narrow!(f16, Format::F16, Range::F16);
+narrow!(bf16, Format::BF16, Range::BF16);
+
 /// A problem.
 #[derive(Clone, Debug)]
 pub struct Problem<T: Number> {
@@ -286,13 +308,14 @@ impl<T: Number> Problem<T> {
             }
             Through::Running => Channel::given(self.running.0[c].wide(), self.running.1[c].wide(), self.epsilon),
         };
-        // What passes the mask is rounded like any element, and must be right to the last bit; the other
-        // gradients are those of what has passed.
+        // What passes the mask is rounded to what the library calculates in, the parameters' type; the other
+        // gradients are those of what has passed. As stored it is right to the last bit.
+        let mut dz = Vec::with_capacity(dy.len());
         for (i, at) in self.places(c).enumerate() {
             let exact = crate::Backward::dz(dy[i], self.activation.factor(y[i]));
-            assert_eq!(made.dresidual[at], <T as Scalar>::of(exact.hi), "dresidual of {dy:e}", dy = dy[i]);
+            dz.push(T::Param::of(exact.hi).wide());
+            assert_eq!(made.dresidual[at], <T as Scalar>::of(dz[i]), "dresidual of {dy:e}", dy = dy[i]);
         }
-        let dz = self.gather(c, &made.dresidual);
         let dx = self.gather(c, &made.dx);
         let made = Made { dx: &dx, dgamma: Some(made.dgamma[c].wide()), dbeta: Some(made.dbeta[c].wide()) };
         let gamma = self.parameters(c).gamma;
