@@ -6,7 +6,7 @@ export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 # Few of what is slow: oracles and threads.
-declare -A runs=([forward]=1500 [backward]=1500 [inference]=2000 [layouts]=600 [isas]=2000 [threads]=400 [stages]=800 [errors]=100000)
+declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [errors]=50000)
 targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages errors)
 

@@ -4,7 +4,7 @@
 
 use bn_core::{Affine, BackwardInput, GradSums, Gradients, Moments, Op, Run, Shape, Statistics, merge_moments};
 use bn_fuzz::{Input, by_type, check_forward, check_shards};
-use bn_oracle::bounds::{self, limit};
+use bn_oracle::bounds;
 use bn_oracle::problem::{Backward, Forward, Number, Problem, Scalar};
 use libfuzzer_sys::fuzz_target;
 

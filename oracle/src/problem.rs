@@ -48,6 +48,7 @@ macro_rules! number {
 number!(f32, Format::F32, Range::F32);
 number!(f64, Format::F64, Range::F64);
 
+#[cfg(feature = "half")]
 macro_rules! narrow {
     ($t:ident, $format:expr, $range:expr) => {
         impl Scalar for half::$t {
@@ -67,7 +68,9 @@ macro_rules! narrow {
         }
     };
 }
+#[cfg(feature = "half")]
 narrow!(f16, Format::F16, Range::F16);
+#[cfg(feature = "half")]
 narrow!(bf16, Format::BF16, Range::BF16);
 
 /// A problem.

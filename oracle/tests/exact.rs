@@ -159,7 +159,7 @@ fn agrees_with_plain_f64_on_benign_data() {
         let (gamma, beta, epsilon) = (r.normal(), r.normal(), if round % 2 == 0 { 1e-5 } else { 0.0 });
         let x: Vec<f64> = (0..n).map(|_| 3.0 + r.normal()).collect();
         let dy: Vec<f64> = (0..n).map(|_| r.normal() - 0.5).collect();
-        let factor = |i: usize| if i % 3 == 0 { 0.25 } else { 1.0 };
+        let factor = |i: usize| if i.is_multiple_of(3) { 0.25 } else { 1.0 };
         let count = n as f64;
         let mean = x.iter().sum::<f64>() / count;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
