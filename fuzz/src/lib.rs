@@ -104,7 +104,7 @@ impl Source {
             }
             Source::Signs { size, period } => {
                 let period = period as usize % 32 + 1;
-                (0..n).map(|i| if i / period % 2 == 0 { whole(size) } else { -whole(size) }).collect()
+                (0..n).map(|i| if (i / period).is_multiple_of(2) { whole(size) } else { -whole(size) }).collect()
             }
             Source::Ulps { base, width, seed } => {
                 let mut r = salted(seed);
@@ -192,7 +192,7 @@ impl Input {
     pub fn how(&self) -> How<'static> {
         let isas: Vec<_> = bn_core::Isa::available().collect();
         let isa = isas[self.choice as usize % isas.len()];
-        How { isa, workspace: (self.extra % 2 == 0).then_some(self.extra as usize), ..How::default() }
+        How { isa, workspace: self.extra.is_multiple_of(2).then_some(self.extra as usize), ..How::default() }
     }
 }
 
