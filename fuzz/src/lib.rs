@@ -213,7 +213,7 @@ pub fn within(what: &str, channel: usize, error: f64, limit: f64) {
 
 /// What is promised for f32; for f64 what follows from the arithmetic.
 fn promised<T: Number>(limit: f64) -> f64 {
-    if T::FORMAT.name == "f32" { limit::CONTRACT } else { limit }
+    if T::FORMAT.name == "f32" { limit::CONTRACT } else { T::FORMAT.follows(limit) }
 }
 
 /// Checks a training forward pass against the oracle.
@@ -222,7 +222,8 @@ pub fn check_forward<T: Number>(p: &Problem<T>, made: &Forward<T>) {
         let e = p.judge_forward(c, made);
         within("y", c, e.y, promised::<T>(limit::Y));
         within("mean", c, e.mean, promised::<T>(limit::MEAN));
-        let variance = if T::FORMAT.name == "f32" { limit::CONTRACT_VARIANCE } else { limit::VARIANCE };
+        let variance =
+            if T::FORMAT.name == "f32" { limit::CONTRACT_VARIANCE } else { T::FORMAT.follows(limit::VARIANCE) };
         within("variance", c, e.variance, variance);
     }
 }
@@ -241,8 +242,8 @@ pub fn check_backward<T: Number>(p: &Problem<T>, forward: &Forward<T>, made: &Ba
         let given = through == Through::Running;
         let of = |batch: f64, frozen: f64| if given { frozen } else { promised::<T>(batch) };
         within("dx", c, e.dx, of(limit::DX, limit::FROZEN_DX));
-        within("dgamma", c, e.dgamma, of(limit::DGAMMA, limit::FROZEN_SUMS));
-        within("dbeta", c, e.dbeta, of(limit::DBETA, limit::FROZEN_SUMS));
+        within("dgamma", c, e.dgamma, of(limit::DGAMMA, T::FORMAT.follows(limit::FROZEN_SUMS)));
+        within("dbeta", c, e.dbeta, of(limit::DBETA, T::FORMAT.follows(limit::FROZEN_SUMS)));
     }
 }
 

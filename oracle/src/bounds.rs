@@ -48,6 +48,11 @@ impl Format {
     pub const BF16: Format =
         Format { name: "bf16", unit: power(-8), least: power(-134), max: 255.0 * power(120), kept: Format::F32.kept };
 
+    /// A bound of `limit` on sums, or on what is made of them, for this type.
+    pub fn follows(&self, bound: f64) -> f64 {
+        if self.name == "f64" { bound * limit::AGAIN } else { bound }
+    }
+
     /// The error of a result in units of `scale`, less `slack` halves of a subnormal.
     ///
     /// Infinity is taken for the least number that rounds to it, on both sides. NaN is infinitely
@@ -138,6 +143,9 @@ pub mod limit {
     pub const DGAMMA: f64 = 285.0;
     /// dbeta through batch statistics.
     pub const DBETA: f64 = 64.0;
+    /// By how much the bounds of sums grow for f64: a block that is done again is one chain of up to 256
+    /// additions, which is nothing in the f64 behind f32, and all that f64 has.
+    pub const AGAIN: f64 = 9.0;
     /// y from given statistics.
     pub const INFERENCE: f64 = 8.0;
     /// dx through given statistics.
