@@ -4,13 +4,15 @@
 //! sections removed, has no path to a panic. Options are arguments, not constants, so that nothing
 //! is optimised away that a caller could ask for.
 //!
-//! Linking one symbol at a time also tells what it costs: `ci/size.sh`.
+//! Linking one symbol at a time also tells what it costs: `ci/firmware.sh size`.
 
 #![no_std]
 
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Error, GradSums, Gradients, Isa, IsaKind, Moments, Momentum, Op,
-    Prepared, Run, RunningStats, Shape, Statistics, Variance, merge_moments,
+    Activation, Affine, BackwardInput, BatchNorm, Error, Fold, GradSums, Gradients, Isa, IsaKind, Moments, Momentum,
+    Op, Prepared, Renorm, RenormFactor, Run, RunningStats, Shape, Statistics, Strides, Variance, merge_moments,
+    moments_from_mean_inverse_std, moments_from_mean_var, moments_to_mean_inverse_std, moments_to_mean_var,
+    renorm_affine, renorm_gradients,
 };
 use core::mem::MaybeUninit;
 
@@ -223,6 +225,128 @@ macro_rules! surface {
     };
 }
 
+/// What came to the operations above.
+macro_rules! more {
+    ($t:ty, $strides:ident $from_output:ident $from_output_in_place:ident $factors:ident $renorm_affine:ident
+     $renorm_gradients:ident $fold_running:ident $fold_preceding:ident $fold_transposed:ident
+     $fold_following:ident $fold_scale_shift:ident $to_var:ident $to_std:ident $of_var:ident $of_std:ident) => {
+        #[unsafe(no_mangle)]
+        pub fn $strides(bn: &BatchNorm<$t>, strides: &Strides) -> core::result::Result<BatchNorm<$t>, Error> {
+            bn.with_strides(*strides)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $from_output(
+            bn: &BatchNorm<$t>,
+            (y, dy): (&[$t], &[$t]),
+            affine: &Affine<'_, $t>,
+            moments: &[Moments],
+            output: Gradients<'_, $t>,
+            workspace: &mut [u64],
+        ) -> Result {
+            bn.backward_from_output(y, dy, *affine, moments, output, Run::serial(workspace))
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $from_output_in_place(
+            bn: &BatchNorm<$t>,
+            (y, dy): (&[$t], &mut [$t]),
+            affine: &Affine<'_, $t>,
+            moments: &[Moments],
+            output: Gradients<'_, $t>,
+            workspace: &mut [u64],
+        ) -> Result {
+            bn.backward_from_output_in_place(y, dy, *affine, moments, output, Run::serial(workspace))
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $factors(
+            renorm: &Renorm,
+            moments: &[Moments],
+            (mean, var): (&[$t], &[$t]),
+            epsilon: f64,
+            factors: &mut [RenormFactor],
+        ) -> Result {
+            renorm.factors(moments, mean, var, epsilon, factors)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $renorm_affine(
+            factors: &[RenormFactor],
+            affine: &Affine<'_, $t>,
+            gamma: &mut [$t],
+            beta: &mut [$t],
+        ) -> Result {
+            renorm_affine(factors, *affine, gamma, beta)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $renorm_gradients(factors: &[RenormFactor], dgamma: &mut [$t], dbeta: &[$t]) -> Result {
+            renorm_gradients(factors, dgamma, dbeta)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $fold_running<'a>(
+            affine: &Affine<'a, $t>,
+            mean: &'a [$t],
+            var: &'a [$t],
+            epsilon: f64,
+        ) -> core::result::Result<Fold<'a, $t>, Error> {
+            Fold::running(*affine, mean, var, epsilon)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $fold_preceding(table: &[Prepared<$t>], inputs: usize, weight: &mut [$t], bias: &mut [$t]) -> Result {
+            Fold::prepared(table)?.flush_subnormals().into_preceding(inputs, weight, bias)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $fold_transposed(
+            fold: Fold<'_, $t>,
+            (inputs, groups, taps): (usize, usize, usize),
+            weight: &mut [$t],
+            bias: &mut [$t],
+        ) -> Result {
+            fold.into_preceding_transposed(inputs, groups, taps, weight, bias)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $fold_following(
+            fold: Fold<'_, $t>,
+            (outputs, groups, taps): (usize, usize, usize),
+            weight: &mut [$t],
+            bias: &mut [$t],
+        ) -> Result {
+            fold.into_following(outputs, groups, taps, weight, bias)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $fold_scale_shift(fold: Fold<'_, $t>, scale: &mut [$t], shift: &mut [$t]) -> Result {
+            fold.scale_shift(scale, shift)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $to_var(moments: &[Moments], variance: Variance, mean: &mut [$t], var: &mut [$t]) -> Result {
+            moments_to_mean_var(moments, variance, mean, var)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $to_std(moments: &[Moments], epsilon: f64, mean: &mut [$t], inverse: &mut [$t]) -> Result {
+            moments_to_mean_inverse_std(moments, epsilon, mean, inverse)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $of_var(n: u64, mean: &[$t], var: &[$t], variance: Variance, moments: &mut [Moments]) -> Result {
+            moments_from_mean_var(n, mean, var, variance, moments)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $of_std(n: u64, mean: &[$t], inverse: &[$t], epsilon: f64, moments: &mut [Moments]) -> Result {
+            moments_from_mean_inverse_std(n, mean, inverse, epsilon, moments)
+        }
+    };
+}
+
 macro_rules! type_of {
     ($t:ty, $plan:ident $workspace:ident $running:ident) => {
         #[unsafe(no_mangle)]
@@ -269,6 +393,17 @@ surface! { f64,
     f64_inference_in_place f64_prepare f64_apply f64_apply_in_place f64_apply_plain f64_backward
     f64_backward_batch f64_backward_in_place f64_backward_sums f64_backward_apply f64_running_update
     f64_workspace
+}
+
+more! { f32,
+    f32_strides f32_from_output f32_from_output_in_place f32_renorm_factors f32_renorm_affine
+    f32_renorm_gradients f32_fold_running f32_fold_preceding f32_fold_transposed f32_fold_following
+    f32_fold_scale_shift f32_to_mean_var f32_to_mean_inverse_std f32_from_mean_var f32_from_mean_inverse_std
+}
+more! { f64,
+    f64_strides f64_from_output f64_from_output_in_place f64_renorm_factors f64_renorm_affine
+    f64_renorm_gradients f64_fold_running f64_fold_preceding f64_fold_transposed f64_fold_following
+    f64_fold_scale_shift f64_to_mean_var f64_to_mean_inverse_std f64_from_mean_var f64_from_mean_inverse_std
 }
 
 #[unsafe(no_mangle)]
