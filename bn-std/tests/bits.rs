@@ -230,8 +230,11 @@ fn large_tensors_are_shared_out_and_tiny_ones_are_not() {
                 let problem = Problem::<f32>::new(layout, dimensions, 0);
                 problem.run(&log, Words::Best);
                 let phases = log.phases.into_inner().unwrap();
-                // Sums and map in forward and in backward, and the map of inference.
-                assert_eq!(phases, [width; 5], "{:?}", problem.bn.shape());
+                // Sums and map in forward and in backward, and the map of inference. Maps can be cut as
+                // finely as one likes, sums into their cells and tiles: at least eight of these.
+                let (shape, enough) = (problem.bn.shape(), width.min(8)..=width);
+                assert_eq!(phases.len(), 5, "{shape:?}");
+                assert!(phases.iter().all(|tickets| enough.contains(tickets)), "{phases:?} for {width}: {shape:?}");
             }
         }
         let log = Log { width: 16, ..Log::default() };
