@@ -163,7 +163,8 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check_len(Operand::Dy, dy.len())?;
-        let view = self.output_view(y, dy.as_ptr(), &affine, moments, run.workspace.len())?;
+        self.check_len(Operand::Y, y.len())?;
+        let view = self.output_view(y.as_ptr(), dy.as_ptr(), &affine, moments, run.workspace.len())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
@@ -185,7 +186,8 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_len(Operand::Dy, dy_to_dx.len())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
-        let view = self.output_view(y, dy_to_dx.as_ptr(), &affine, moments, run.workspace.len())?;
+        self.check_len(Operand::Y, y.len())?;
+        let view = self.output_view(y.as_ptr(), dy_to_dx.as_ptr(), &affine, moments, run.workspace.len())?;
         self.check_gradients(&output)?;
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
@@ -195,15 +197,15 @@ impl<T: Element> BatchNorm<T> {
         unsafe { self.backward_at(&view, output, &mut run) }
     }
 
-    fn output_view<'v>(
+    /// A view from y instead of x; y's length is the caller's to check.
+    pub(crate) fn output_view<'v>(
         &self,
-        y: &'v [T],
+        y: *const T,
         dy: *const T,
         affine: &Affine<'v, T::Param>,
         moments: &'v [Moments],
         workspace: usize,
     ) -> Result<View<'v, T>, Error> {
-        self.check_len(Operand::Y, y.len())?;
         self.check_affine(affine)?;
         self.check_channels("moments", moments.len())?;
         self.check_counts(moments)?;
@@ -212,7 +214,7 @@ impl<T: Element> BatchNorm<T> {
         if let Some(channel) = (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
             return Err(Error::NotInvertible { channel: Some(channel) });
         }
-        let y = self.place(Operand::Y, y.as_ptr());
+        let y = self.place(Operand::Y, y);
         Ok(View {
             x: y,
             dy: self.place(Operand::Dy, dy),
@@ -242,31 +244,40 @@ impl<T: Element> BatchNorm<T> {
         self.check_backward(&input, run.workspace.len())?;
         self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
+        // SAFETY: the lengths have been checked; inputs are borrowed for reading.
+        unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), sums, &mut run) }
+    }
+
+    /// # Safety
+    /// The operands are valid for reading the whole tensor; the slices have been checked.
+    pub(crate) unsafe fn backward_sums_at(
+        &self,
+        view: &View<'_, T>,
+        sums: &mut [GradSums],
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
         sums.fill(GradSums::default());
-        let view = self.view(&input, input.dy.as_ptr());
-        for b in 0..self.bands(&run) {
-            let (band, kept, mut run) = self.band(b, &mut run);
+        for b in 0..self.bands(run) {
+            let (band, kept, mut run) = self.band(b, run);
             let moments = Shared(kept.as_mut_ptr().cast::<Moments>());
             let off = |c: usize| {
                 // SAFETY: the band's moments, written below.
                 let m = unsafe { *moments.at(c - band.first) };
-                if m.count == 0 { 0.0 } else { m.mean - self.mean(&input.statistics, c) }
+                if m.count == 0 { 0.0 } else { m.mean - self.mean(&view.statistics, c) }
             };
-            let about = match input.statistics {
+            let about = match view.statistics {
                 Statistics::Batch(_) => {
                     let sink = MomentSink { at: moments, first: band.first };
-                    // SAFETY: the lengths have been checked; x is borrowed for reading.
-                    unsafe {
-                        T::sum_moments(&self.engine, self.place(Operand::X, input.x.as_ptr()), band, &sink, &mut run)?
-                    };
+                    // SAFETY: by the caller.
+                    unsafe { T::sum_moments(&self.engine, view.x, band, &sink, &mut run)? };
                     About::Known(&off)
                 }
                 Statistics::Rounded { .. } => About::Measured,
                 Statistics::Running { .. } => About::Nothing,
             };
             let sums = Sums { at: Shared(sums.as_mut_ptr().cast()).from(2 * band.first), words: 2 };
-            // SAFETY: the lengths have been checked; inputs are borrowed for reading.
-            unsafe { self.sums_at(&view, band, about, sums, &mut run)? };
+            // SAFETY: by the caller.
+            unsafe { self.sums_at(view, band, about, sums, &mut run)? };
         }
         Ok(())
     }
@@ -289,10 +300,21 @@ impl<T: Element> BatchNorm<T> {
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe {
-            let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
-            self.apply_at(&self.view(&input, input.dy.as_ptr()), self.engine.all(), &sums, output, &mut run)
-        }
+        unsafe { self.backward_apply_at(&self.view(&input, input.dy.as_ptr()), sums, output, &mut run) }
+    }
+
+    /// # Safety
+    /// As [`Self::backward_at`].
+    pub(crate) unsafe fn backward_apply_at(
+        &self,
+        view: &View<'_, T>,
+        sums: &[GradSums],
+        output: Gradients<'_, T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
+        // SAFETY: by the caller.
+        unsafe { self.apply_at(view, self.engine.all(), &sums, output, run) }
     }
 
     fn check_backward(&self, input: &BackwardInput<'_, T>, workspace: usize) -> Result<(), Error> {
@@ -302,10 +324,20 @@ impl<T: Element> BatchNorm<T> {
             (None, Activation::Identity) => {}
             (None, _) => return Err(Error::Missing { what: "y" }),
         }
-        if let Some(gamma) = input.gamma {
+        self.check_constants(input.gamma, &input.statistics, workspace)
+    }
+
+    /// What is not a tensor.
+    pub(crate) fn check_constants(
+        &self,
+        gamma: Option<&[T::Param]>,
+        statistics: &Statistics<'_, T::Param>,
+        workspace: usize,
+    ) -> Result<(), Error> {
+        if let Some(gamma) = gamma {
             self.check_channels("gamma", gamma.len())?;
         }
-        match input.statistics {
+        match statistics {
             Statistics::Batch(m) => self.check_channels("moments", m.len())?,
             Statistics::Rounded { mean, var } | Statistics::Running { mean, var } => {
                 self.check_channels("mean", mean.len())?;
@@ -316,7 +348,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// The moments of a one-call backward pass are those of its x; others go with the stages.
-    fn check_counts(&self, moments: &[Moments]) -> Result<(), Error> {
+    pub(crate) fn check_counts(&self, moments: &[Moments]) -> Result<(), Error> {
         let expected = self.shape.values_per_channel();
         match moments.iter().position(|m| m.count != expected) {
             Some(channel) => {
@@ -327,7 +359,7 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
+    pub(crate) fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
         if let Some(dx) = &output.dx {
             self.check_len(Operand::Dx, dx.len)?;
         }
@@ -390,9 +422,14 @@ struct Sums {
 
 impl<T: Element> BatchNorm<T> {
     /// # Safety
-    /// All operands are valid for the whole tensor; dx is dy or overlaps no input; the slices have
-    /// been checked.
-    unsafe fn backward_at(&self, view: &View<'_, T>, output: Gradients<'_, T>, run: &mut Run<'_>) -> Result<(), Error> {
+    /// All operands are valid for the whole tensor; dx and dresidual are dy or overlap no input, and not
+    /// each other; the slices have been checked.
+    pub(crate) unsafe fn backward_at(
+        &self,
+        view: &View<'_, T>,
+        output: Gradients<'_, T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
         let frozen = matches!(view.statistics, Statistics::Running { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
@@ -428,13 +465,24 @@ impl<T: Element> BatchNorm<T> {
     }
 
     fn view<'v>(&self, input: &BackwardInput<'v, T>, dy: *const T) -> View<'v, T> {
-        let mask = input.y.filter(|_| self.activation != Activation::Identity);
+        self.view_at(input.x.as_ptr(), input.y.map(<[T]>::as_ptr), dy, input.gamma, input.statistics)
+    }
+
+    pub(crate) fn view_at<'v>(
+        &self,
+        x: *const T,
+        y: Option<*const T>,
+        dy: *const T,
+        gamma: Option<&'v [T::Param]>,
+        statistics: Statistics<'v, T::Param>,
+    ) -> View<'v, T> {
+        let mask = y.filter(|_| self.activation != Activation::Identity);
         View {
-            x: self.place(Operand::X, input.x.as_ptr()),
+            x: self.place(Operand::X, x),
             dy: self.place(Operand::Dy, dy),
-            y: mask.map(|y| self.place(Operand::Y, y.as_ptr())),
-            gamma: input.gamma,
-            statistics: input.statistics,
+            y: mask.map(|y| self.place(Operand::Y, y)),
+            gamma,
+            statistics,
             output: None,
         }
     }
@@ -563,7 +611,7 @@ impl<T: Element> BatchNorm<T> {
 }
 
 /// What the passes of a backward call start from.
-struct View<'a, T: Element> {
+pub(crate) struct View<'a, T: Element> {
     /// x, or y in its place.
     x: Place<T>,
     dy: Place<T>,

@@ -256,7 +256,7 @@ pub(crate) fn entry<P: Param>(slice: Option<&[P]>, c: usize, absent: f64) -> f64
 pub struct Output<'a, T> {
     pub(crate) ptr: *mut T,
     pub(crate) len: usize,
-    life: PhantomData<&'a mut [T]>,
+    pub(crate) life: PhantomData<&'a mut [T]>,
 }
 
 impl<T> Output<'_, T> {

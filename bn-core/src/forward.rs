@@ -42,7 +42,7 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe {
             self.moments_at(x.as_ptr(), moments, &mut run)?;
-            self.normalize_at(x.as_ptr(), residual, affine, moments, y.ptr, &mut run)
+            self.normalize_at(x.as_ptr(), residual.map(<[T]>::as_ptr), affine, moments, y.ptr, &mut run)
         }
     }
 
@@ -66,7 +66,7 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe {
             self.moments_at(p, moments, &mut run)?;
-            self.normalize_at(p, residual, affine, moments, p, &mut run)
+            self.normalize_at(p, residual.map(<[T]>::as_ptr), affine, moments, p, &mut run)
         }
     }
 
@@ -109,10 +109,10 @@ impl<T: Element> BatchNorm<T> {
         self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
         self.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.normalize_at(x.as_ptr(), residual, affine, moments, y.ptr, &mut run) }
+        unsafe { self.normalize_at(x.as_ptr(), residual.map(<[T]>::as_ptr), affine, moments, y.ptr, &mut run) }
     }
 
-    fn check_forward(
+    pub(crate) fn check_forward(
         &self,
         residual: Option<&[T]>,
         affine: &Affine<'_, T::Param>,
@@ -127,14 +127,19 @@ impl<T: Element> BatchNorm<T> {
         self.check_workspace(Op::ForwardTraining, workspace)
     }
 
-    fn check_values(&self, got: u64) -> Result<(), Error> {
+    pub(crate) fn check_values(&self, got: u64) -> Result<(), Error> {
         let expected = if self.one_value { 1 } else { 2 };
         if got < expected { Err(Error::TooFewValues { expected, got }) } else { Ok(()) }
     }
 
     /// # Safety
     /// x is valid for reading the whole tensor; `moments` has an entry per channel.
-    unsafe fn moments_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
+    pub(crate) unsafe fn moments_at(
+        &self,
+        x: *const T,
+        moments: &mut [Moments],
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
         moments.fill(Moments::EMPTY);
         // SAFETY: by the caller.
         unsafe { self.accumulate_at(x, moments, run) }
@@ -142,19 +147,24 @@ impl<T: Element> BatchNorm<T> {
 
     /// # Safety
     /// As [`Self::moments_at`].
-    unsafe fn accumulate_at(&self, x: *const T, moments: &mut [Moments], run: &mut Run<'_>) -> Result<(), Error> {
+    pub(crate) unsafe fn accumulate_at(
+        &self,
+        x: *const T,
+        moments: &mut [Moments],
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
         let (e, sink) = (&self.engine, MomentSink { at: Shared(moments.as_mut_ptr()), first: 0 });
         // SAFETY: by the caller; sums only read from x.
         unsafe { T::sum_moments(e, self.place(Operand::X, x), e.all(), &sink, run) }
     }
 
     /// # Safety
-    /// x is valid for reading, y for writing the whole tensor; they are the same or do not overlap;
-    /// the slices have their lengths.
-    unsafe fn normalize_at(
+    /// x and residual are valid for reading, y for writing the whole tensor; y is one of the others or
+    /// overlaps neither; the slices have their lengths.
+    pub(crate) unsafe fn normalize_at(
         &self,
         x: *const T,
-        residual: Option<&[T]>,
+        residual: Option<*const T>,
         affine: Affine<'_, T::Param>,
         moments: &[Moments],
         y: *mut T,
@@ -174,13 +184,13 @@ impl<T: Element> BatchNorm<T> {
     pub(crate) unsafe fn map_forward(
         &self,
         x: *const T,
-        residual: Option<&[T]>,
+        residual: Option<*const T>,
         coefficients: &(dyn Fn(usize) -> Coefficients<3> + Sync),
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let op = Normalize { activation: self.activation, coefficients };
-        let residual = residual.map(|r| self.place(Operand::Residual, r.as_ptr()));
+        let residual = residual.map(|r| self.place(Operand::Residual, r));
         let (x, y) = (self.place(Operand::X, x), self.place(Operand::Y, y));
         // SAFETY: by the caller; a map only reads from its inputs.
         unsafe { T::normalize(&self.engine, &op, x, residual, y, run) }

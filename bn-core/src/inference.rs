@@ -55,9 +55,9 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::X, x.len())?;
         self.check_len(Operand::Y, y.len)?;
         self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
-        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
+        let residual = residual.map(<[T]>::as_ptr);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.map_forward(x.as_ptr(), residual, &k, y.ptr, &mut run) }
+        unsafe { self.inference_at(x.as_ptr(), residual, &affine, running_mean, running_var, y.ptr, &mut run) }
     }
 
     /// [`inference`](Self::inference) over its input.
@@ -76,10 +76,9 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
         self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
-        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
-        let p = x_to_y.as_mut_ptr();
+        let (p, residual) = (x_to_y.as_mut_ptr(), residual.map(<[T]>::as_ptr));
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.map_forward(p, residual, &k, p, &mut run) }
+        unsafe { self.inference_at(p, residual, &affine, running_mean, running_var, p, &mut run) }
     }
 
     /// The part of [`inference`](Self::inference) that does not depend on x.
@@ -127,7 +126,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::Y, y.len)?;
         self.check_apply(residual, prepared, run.workspace.len())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.map_forward(x.as_ptr(), residual, &|c| of_prepared(prepared, c), y.ptr, &mut run) }
+        unsafe { self.apply_prepared_at(x.as_ptr(), residual.map(<[T]>::as_ptr), prepared, y.ptr, &mut run) }
     }
 
     /// [`apply`](Self::apply) over its input.
@@ -146,10 +145,42 @@ impl<T: Element> BatchNorm<T> {
         self.check_apply(residual, prepared, run.workspace.len())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.map_forward(p, residual, &|c| of_prepared(prepared, c), p, &mut run) }
+        unsafe { self.apply_prepared_at(p, residual.map(<[T]>::as_ptr), prepared, p, &mut run) }
     }
 
-    fn check_inference(
+    /// # Safety
+    /// x and residual are valid for reading, y for writing the whole tensor; y is one of the others or
+    /// overlaps neither; the slices have their lengths.
+    pub(crate) unsafe fn inference_at(
+        &self,
+        x: *const T,
+        residual: Option<*const T>,
+        affine: &Affine<'_, T::Param>,
+        running_mean: &[T::Param],
+        running_var: &[T::Param],
+        y: *mut T,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        let k = |c| self.inference_coefficients(affine, running_mean, running_var, c);
+        // SAFETY: by the caller.
+        unsafe { self.map_forward(x, residual, &k, y, run) }
+    }
+
+    /// # Safety
+    /// As [`Self::inference_at`].
+    pub(crate) unsafe fn apply_prepared_at(
+        &self,
+        x: *const T,
+        residual: Option<*const T>,
+        prepared: &[Prepared<T::Param>],
+        y: *mut T,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error> {
+        // SAFETY: by the caller.
+        unsafe { self.map_forward(x, residual, &|c| of_prepared(prepared, c), y, run) }
+    }
+
+    pub(crate) fn check_inference(
         &self,
         residual: Option<&[T]>,
         affine: &Affine<'_, T::Param>,
@@ -166,7 +197,7 @@ impl<T: Element> BatchNorm<T> {
         self.check_workspace(Op::Inference, workspace)
     }
 
-    fn check_apply(
+    pub(crate) fn check_apply(
         &self,
         residual: Option<&[T]>,
         prepared: &[Prepared<T::Param>],

@@ -36,6 +36,8 @@ mod kernel;
 mod lanes;
 mod layout;
 mod moments;
+#[doc(hidden)]
+pub mod raw;
 mod renorm;
 mod running;
 mod shape;
