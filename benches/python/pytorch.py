@@ -52,8 +52,7 @@ def operations(torch, layout, shape):
     unused = [torch.empty(0), torch.empty(0)]
 
     def forward():
-        out = {"out": y, "save_mean": saved[0], "save_invstd": saved[1]}
-        torch.native_batch_norm(x, gamma, beta, None, None, True, 0.1, EPSILON, **out)
+        torch.native_batch_norm(x, gamma, beta, None, None, True, 0.1, EPSILON, out=(y, *saved))
 
     def backward():
         return torch.ops.aten.native_batch_norm_backward(
@@ -61,8 +60,7 @@ def operations(torch, layout, shape):
         )
 
     def inference():
-        out = {"out": y, "save_mean": unused[0], "save_invstd": unused[1]}
-        torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.1, EPSILON, **out)
+        torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.1, EPSILON, out=(y, *unused))
 
     axes = [d for d in range(len(dims)) if d != 1]
     wide = [1, channels] + [1] * (len(dims) - 2)
@@ -94,9 +92,12 @@ def measure(threads, rounds, shapes, writer):
             repeat = {}
             for name, _, call in calls:
                 call()
-                start = time.perf_counter()
-                call()
-                repeat[name] = max(1, int(2e-3 / (time.perf_counter() - start)))
+                single = []
+                for _ in range(3):
+                    start = time.perf_counter()
+                    call()
+                    single.append(time.perf_counter() - start)
+                repeat[name] = max(1, int(2e-3 / min(single)))
             for _ in range(rounds):
                 for name, _, call in calls:
                     call()
@@ -108,8 +109,10 @@ def measure(threads, rounds, shapes, writer):
                 us = sorted(times[name])
                 median = statistics.median(us)
                 quartiles = us[3 * (len(us) - 1) // 4] - us[(len(us) - 1) // 4]
-                row = [layout, name, shape, threads, "pytorch", torch.__version__, median, us[0], quartiles]
-                writer.writerow(row + [rounds, repeat[name], tensors * size, tensors * size / median / 1e3, 0])
+                speed = tensors * size / median / 1e3
+                row = [layout, name, shape, threads, "pytorch", torch.__version__]
+                row += [round(v, 4) for v in [median, us[0], quartiles]]
+                writer.writerow(row + [rounds, repeat[name], tensors * size, round(speed, 4), 0])
 
 
 def main():

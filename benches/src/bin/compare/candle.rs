@@ -34,7 +34,7 @@ pub fn subjects<'a>(case: &Case, data: &Data) -> Result<Vec<Subject<'a>>> {
             // The running statistics move with every training call, and are not used by it.
             Ok(Subject {
                 library: NAME.into(),
-                variant: "autograd-free".into(),
+                variant: "cpu".into(),
                 operation,
                 workspace: 0,
                 call: Box::new(move |data: &mut Data| {
