@@ -14,9 +14,9 @@ cd "$(dirname "$0")/.."
 fetched=$(mktemp -d)
 trap 'rm -rf "$fetched"' EXIT
 
-features=()
-[ -z "${BN_CANDLE:-}" ] || features=(--features candle)
-cargo build --release -p bn-benches --bin compare "${features[@]}"
+features=half
+[ -z "${BN_CANDLE:-}" ] || features+=,candle
+cargo build --release -p bn-benches --bin compare --features "$features"
 
 libraries=()
 pip download -q --no-deps -d "$fetched" onednn-cpu-gomp==2023.2.0

@@ -46,7 +46,7 @@ impl Cache {
 fn batch_norm(criterion: &mut Criterion) {
     let all = std::env::var("BN_BENCH").is_ok_and(|v| v == "all");
     let isas: Vec<Isa> = if all { Isa::available().collect() } else { vec![Isa::detect()] };
-    let operations = if all { &Operation::KERNELS[..] } else { &Operation::COMMON[..] };
+    let operations = if all { Operation::KERNELS } else { Operation::COMMON };
     let mut cache = Cache::default();
     for case in CASES {
         for layout in [Layout::Nhwc, Layout::Nchw] {

@@ -42,11 +42,23 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Batch norms.
-    pub const KERNELS: [Operation; 9] = [
+    /// Batch norms; those on bf16 want the feature `half`.
+    pub const KERNELS: &[Operation] = &[
         Operation::Forward,
         Operation::Backward,
         Operation::Inference,
+        Operation::ForwardRelu,
+        Operation::BackwardRelu,
+        Operation::FrozenDx,
+        #[cfg(feature = "half")]
+        Operation::ForwardBf16,
+        #[cfg(feature = "half")]
+        Operation::BackwardBf16,
+        #[cfg(feature = "half")]
+        Operation::InferenceBf16,
+    ];
+    /// Those that are timed of this library alone.
+    pub const EXTRAS: &[Operation] = &[
         Operation::ForwardRelu,
         Operation::BackwardRelu,
         Operation::FrozenDx,
@@ -55,7 +67,7 @@ impl Operation {
         Operation::InferenceBf16,
     ];
     /// Those that the peers have too.
-    pub const COMMON: [Operation; 3] = [Operation::Forward, Operation::Backward, Operation::Inference];
+    pub const COMMON: &[Operation] = &[Operation::Forward, Operation::Backward, Operation::Inference];
 
     /// As in names of benchmarks and records.
     pub const fn name(self) -> &'static str {

@@ -8,7 +8,6 @@ use bn_core::{
     Statistics,
 };
 use bn_std::Rayon;
-use half::bf16;
 
 /// How far its answers may be from the right ones.
 pub const TOLERANCE: f64 = 4e-6;
@@ -19,10 +18,7 @@ pub const TOLERANCE: f64 = 4e-6;
 /// What bn-core returns; an operation that is no batch norm.
 pub fn subject<'a>(data: &Data, operation: Operation, isa: Isa, threads: usize) -> Result<Subject<'a>> {
     let (call, workspace) = if operation.is_bf16() {
-        call::<bf16>(data.shape, &data.bf16[0], operation, isa, threads, |data| {
-            let [x, y, dy, dx] = &mut data.bf16;
-            Operands { x, y, dy, dx }
-        })?
+        call_bf16(data, operation, isa, threads)?
     } else {
         call::<f32>(data.shape, &data.x, operation, isa, threads, |data| {
             let Data { x, y, dy, dx, .. } = data;
@@ -31,6 +27,19 @@ pub fn subject<'a>(data: &Data, operation: Operation, isa: Isa, threads: usize) 
     };
     let variant = isa.kind().name().into();
     Ok(Subject { library: "bn".into(), variant, operation, workspace, call })
+}
+
+#[cfg(feature = "half")]
+fn call_bf16<'a>(data: &Data, operation: Operation, isa: Isa, threads: usize) -> Result<(Call<'a>, usize)> {
+    call::<half::bf16>(data.shape, &data.bf16[0], operation, isa, threads, |data| {
+        let [x, y, dy, dx] = &mut data.bf16;
+        Operands { x, y, dy, dx }
+    })
+}
+
+#[cfg(not(feature = "half"))]
+fn call_bf16<'a>(_: &Data, operation: Operation, _: Isa, _: usize) -> Result<(Call<'a>, usize)> {
+    bail!("{} wants the feature `half`", operation.name())
 }
 
 struct Operands<'d, T> {

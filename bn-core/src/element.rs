@@ -59,6 +59,15 @@ pub(crate) mod sealed {
         /// # Safety
         /// `p` is valid for writing `Compute::LANES` elements.
         unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
+        /// [`Storage::store`] past the caches, if the ISA can.
+        ///
+        /// # Safety
+        /// As for `store`; `p` is aligned to the size of the vector.
+        #[inline(always)]
+        unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
+            // SAFETY: the caller's promise is more than what this needs.
+            unsafe { Self::store(v, p) }
+        }
         /// Widens one element exactly.
         fn get(self) -> Self::Compute;
     }
@@ -77,6 +86,11 @@ pub(crate) mod sealed {
                 unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
                     // SAFETY: the caller's promise is the same.
                     unsafe { v.store(p) }
+                }
+                #[inline(always)]
+                unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
+                    // SAFETY: the caller's promise is the same.
+                    unsafe { v.stream(p) }
                 }
                 #[inline(always)]
                 fn get(self) -> $t {

@@ -95,6 +95,39 @@ pub enum Error {
         /// The first such channel.
         channel: usize,
     },
+    /// An entry of an array cannot be what the array is of: a negative variance or standard
+    /// deviation. (NaN and infinity are no errors: they spoil their channel.)
+    Value {
+        /// Which array.
+        what: &'static str,
+        /// The first such channel.
+        channel: usize,
+        /// The value.
+        got: f64,
+    },
+    /// A number of groups is 0, or does not divide the channels.
+    Groups {
+        /// What is grouped.
+        what: &'static str,
+        /// How many of them there are.
+        of: usize,
+        /// The groups.
+        groups: usize,
+    },
+    /// A folded weight or bias would be infinite or NaN in its type.
+    Unfoldable {
+        /// Which array.
+        what: &'static str,
+        /// The first such element.
+        index: usize,
+    },
+    /// A limit of batch renormalization makes no sense: r_max below 1, d_max below 0, infinity, NaN.
+    Renorm {
+        /// Which limit.
+        what: &'static str,
+        /// The value.
+        got: f64,
+    },
     /// The executor did not run every ticket exactly once. The outputs are not complete.
     Executor {
         /// Tickets that it was given.
@@ -151,6 +184,18 @@ impl fmt::Display for Error {
                 "the constants of channel {channel} leave the range of the element type: use inference, which \
                  calculates such channels in f64"
             ),
+            Error::Value { what, channel, got } => {
+                write!(f, "{what} of channel {channel} is {got}, expected a number ≥ 0")
+            }
+            Error::Groups { what, of, groups } => {
+                write!(f, "{groups} groups of {of} {what}, expected a number of groups that divides it")
+            }
+            Error::Unfoldable { what, index } => {
+                write!(f, "element {index} of the folded {what} would not be finite in its type")
+            }
+            Error::Renorm { what, got } => {
+                write!(f, "{what} is {got}, expected a finite number ≥ {}", if what == "r_max" { 1 } else { 0 })
+            }
             Error::Executor { expected, got } => {
                 write!(f, "the executor ran {got} tickets to their end, expected each of {expected} once")
             }
@@ -164,4 +209,20 @@ impl core::error::Error for Error {}
 #[inline]
 pub(crate) fn length(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
     if got == expected { Ok(()) } else { Err(Error::Length { what, expected, got }) }
+}
+
+/// Checks an epsilon.
+#[inline]
+pub(crate) fn epsilon(got: f64) -> Result<(), Error> {
+    if (0.0..f64::INFINITY).contains(&got) { Ok(()) } else { Err(Error::Epsilon { got }) }
+}
+
+/// Checks that an array of variances or standard deviations, one per channel, holds no negative
+/// number. NaN may stand there: it spoils its channel only.
+#[inline]
+pub(crate) fn not_negative<P: crate::element::Param>(what: &'static str, values: &[P]) -> Result<(), Error> {
+    match values.iter().position(|v| v.to_f64() < 0.0) {
+        Some(channel) => Err(Error::Value { what, channel, got: values.get(channel).map_or(f64::NAN, |v| v.to_f64()) }),
+        None => Ok(()),
+    }
 }

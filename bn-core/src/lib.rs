@@ -6,7 +6,8 @@
 //!    executor, with any workspace.
 //! 3. **The memory's speed** in NCHW and NHWC, without build flags.
 //!
-//! `no_std`, no allocation, no panics. Start at [`BatchNorm`].
+//! `no_std`, no allocation, no panics. Start at [`BatchNorm`]; worked examples of everything that its
+//! stages are good for are in the [`guide`].
 //!
 //! # The floating-point environment
 //! The calling threads round to nearest and keep subnormals (no flush-to-zero, no
@@ -26,13 +27,16 @@ mod element;
 mod engine;
 mod error;
 mod exec;
+mod fold;
 mod forward;
+pub mod guide;
 mod inference;
 mod isa;
 mod kernel;
 mod lanes;
 mod layout;
 mod moments;
+mod renorm;
 mod running;
 mod shape;
 mod stages;
@@ -43,9 +47,14 @@ pub use batch_norm::{Affine, BatchNorm, Op, Output};
 pub use element::{Element, Param};
 pub use error::Error;
 pub use exec::{Executor, Run, Serial};
+pub use fold::Fold;
 pub use inference::Prepared;
 pub use isa::{Isa, IsaKind};
-pub use moments::{GradSums, Moments, merge_moments};
+pub use moments::{
+    GradSums, Moments, merge_moments, moments_from_mean_inverse_std, moments_from_mean_var,
+    moments_to_mean_inverse_std, moments_to_mean_var,
+};
+pub use renorm::{Renorm, RenormFactor, renorm_affine, renorm_gradients};
 pub use running::{Momentum, RunningStats, Variance};
 pub use shape::{Layout, Shape, Stride, Strides};
 

@@ -168,7 +168,7 @@ fn any_strides() {
             let shape = Shape::new(layout, n, c, &[s]).unwrap();
             for round in 0..8 {
                 // First all operands in the same way, then each in its own.
-                let mut of = |r: &mut Random| if round < 5 { round } else { r.below(5) };
+                let of = |r: &mut Random| if round < 5 { round } else { r.below(5) };
                 let x = stride(shape, of(&mut r), &mut r);
                 let dy = stride(shape, of(&mut r), &mut r);
                 let mut next = || stride(shape, of(&mut r), &mut r);

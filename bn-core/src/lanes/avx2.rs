@@ -27,6 +27,14 @@ pub(crate) struct F32(__m256, __m256);
 pub(crate) struct F64(__m256d, __m256d);
 
 impl Lanes for Avx2 {
+    const STREAMS: usize = 2;
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm_sfence() }
+    }
+
     type F32 = F32;
     type F64 = F64;
 
@@ -106,7 +114,7 @@ impl Real for F32 {}
 impl Real for F64 {}
 
 macro_rules! vector {
-    ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $and:ident,
+    ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $and:ident,
      $andnot:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Token = Avx2;
@@ -129,6 +137,14 @@ macro_rules! vector {
             unsafe {
                 $storeu(p, self.0);
                 $storeu(p.add($lanes / 2), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, p: *mut $scalar) {
+            // SAFETY: as above, and p is aligned.
+            unsafe {
+                $stream(p, self.0);
+                $stream(p.add($lanes / 2), self.1);
             }
         }
         #[inline(always)]
@@ -176,6 +192,7 @@ impl Vector for F32 {
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
+        _mm256_stream_ps,
         _mm256_and_ps,
         _mm256_andnot_ps,
         _mm256_cmp_ps,
@@ -204,6 +221,7 @@ impl Vector for F64 {
         _mm256_set1_pd,
         _mm256_loadu_pd,
         _mm256_storeu_pd,
+        _mm256_stream_pd,
         _mm256_and_pd,
         _mm256_andnot_pd,
         _mm256_cmp_pd,

@@ -26,6 +26,14 @@ pub(crate) struct F32(__m512);
 pub(crate) struct F64(__m512d);
 
 impl Lanes for Avx512 {
+    const STREAMS: usize = 4;
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: the token proves AVX-512.
+        unsafe { _mm_sfence() }
+    }
+
     type F32 = F32;
     type F64 = F64;
 
@@ -91,7 +99,7 @@ impl Real for F32 {}
 impl Real for F64 {}
 
 macro_rules! vector {
-    ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $maskz:ident, $cmp:ident,
+    ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,
      $class:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Token = Avx512;
@@ -112,6 +120,11 @@ macro_rules! vector {
         unsafe fn store(self, p: *mut $scalar) {
             // SAFETY: as above.
             unsafe { $storeu(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, p: *mut $scalar) {
+            // SAFETY: as above, and p is aligned.
+            unsafe { $stream(p, self.0) }
         }
         #[inline(always)]
         fn clear_below(self, n: usize) -> Self {
@@ -152,6 +165,7 @@ impl Vector for F32 {
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
+        _mm512_stream_ps,
         _mm512_maskz_mov_ps,
         _mm512_cmp_ps_mask,
         _mm512_fpclass_ps_mask,
@@ -178,6 +192,7 @@ impl Vector for F64 {
         _mm512_set1_pd,
         _mm512_loadu_pd,
         _mm512_storeu_pd,
+        _mm512_stream_pd,
         _mm512_maskz_mov_pd,
         _mm512_cmp_pd_mask,
         _mm512_fpclass_pd_mask,

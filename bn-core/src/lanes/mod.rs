@@ -23,10 +23,15 @@ use core::ops::{Add, Mul, Sub};
 
 /// A token for one instruction set, and its two vector types.
 pub trait Lanes: Copy + Send + Sync + 'static {
+    /// Planes that sums take in lockstep: as many as the registers hold sums for. It changes no bit.
+    const STREAMS: usize;
     /// 16 lanes of f32.
     type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
     /// 8 lanes of f64.
     type F64: Vector<Scalar = f64, Token = Self, Wide = Self::F64>;
+    /// Makes [`Vector::stream`] visible to other threads before what follows.
+    #[inline(always)]
+    fn fence(self) {}
     /// Reads 16 halves (IEEE binary16) and widens them exactly.
     ///
     /// # Safety
@@ -144,6 +149,15 @@ pub trait Vector: Real {
     /// # Safety
     /// `p` is valid for writing that many.
     unsafe fn store(self, p: *mut Self::Scalar);
+    /// Writes `LANES` scalars past the caches, if the ISA can; [`Lanes::fence`] orders such stores.
+    ///
+    /// # Safety
+    /// As for `store`; `p` is aligned to the size of the vector.
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut Self::Scalar) {
+        // SAFETY: the caller's promise is more than what this needs.
+        unsafe { self.store(p) }
+    }
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
     /// Where `self < other`; false where either is NaN.

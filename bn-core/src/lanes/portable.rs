@@ -18,6 +18,15 @@ pub(crate) struct F32(f32x16);
 pub(crate) struct F64(f64x8);
 
 impl Lanes for Portable {
+    const STREAMS: usize = 1;
+
+    #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: every x86-64 has it.
+        unsafe { core::arch::x86_64::_mm_sfence() }
+    }
+
     type F32 = F32;
     type F64 = F64;
 
@@ -115,6 +124,16 @@ macro_rules! vector {
         unsafe fn store(self, p: *mut $scalar) {
             // SAFETY: by the caller.
             unsafe { p.cast::<[$scalar; $lanes]>().write_unaligned(self.0.to_array()) }
+        }
+        // The one operation that `wide` has not, and that changes no bit.
+        #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+        #[inline(always)]
+        unsafe fn stream(self, p: *mut $scalar) {
+            let parts: [core::arch::x86_64::__m128i; 4] = bytemuck::cast(self.0);
+            for (i, part) in parts.into_iter().enumerate() {
+                // SAFETY: by the caller, p is aligned; SSE2 is there.
+                unsafe { core::arch::x86_64::_mm_stream_si128(p.cast::<core::arch::x86_64::__m128i>().add(i), part) }
+            }
         }
         #[inline(always)]
         fn clear_below(self, n: usize) -> Self {

@@ -177,7 +177,9 @@ impl Planes {
             _ => div(CHAIN, width * runs).max(1),
         };
         let visit_blocks = ceil(visits.len(), per_block);
-        let cells = (visit_blocks.saturating_mul(pieces) / PLANE_BLOCKS).clamp(1, MAX_CELLS);
+        // Cells of whole planes where there are some of them, so that the tensor is walked in order.
+        let most = if visit_blocks >= PLANE_BLOCKS { visit_blocks.min(MAX_CELLS) } else { MAX_CELLS };
+        let cells = (visit_blocks.saturating_mul(pieces) / PLANE_BLOCKS).min(most).max(1);
         Planes { channels, positions, visits, vectors, pieces, visit_blocks, spanning, cells }
     }
 

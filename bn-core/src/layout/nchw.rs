@@ -3,10 +3,10 @@
 //! Sums visit the tensor in memory order, four images a quarter of the batch apart in lockstep;
 //! elements are mapped image by image.
 
-use super::grid::{CHAIN, Planes, SAMPLES, div, part, rem};
+use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64, all_at,
-    load_all, map_in_f64, splat_all, staged, store_all, tree, words_for,
+    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64,
+    all_at, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map, Reduction};
@@ -56,15 +56,25 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
 
     let (first, end) = geo.blocks(g);
+    // Where samples are taken in channel 0: worked out once, as that took longer than taking them.
+    let mut samples = [[core::ptr::null(); SAMPLES]; I];
+    if op.pivots() {
+        let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
+        for i in 0..SAMPLES {
+            let (image, position) = geo.sample(i, first, end, lanes_of);
+            for j in 0..I {
+                samples[j][i] = from[j].element(from[j].plane(image, 0), position).cast_const();
+            }
+        }
+    }
     for c in 0..width {
         let mut k = [Compute::<E>::ZERO; K];
         for (i, k) in k.iter_mut().enumerate().skip(1) {
             *k = op.constant(channels.first + c, i);
         }
         if op.pivots() {
-            let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
             // SAFETY: samples are taken inside the geometry, which the places hold.
-            k[0] = unsafe { pivot(lanes, op, geo, from, channels.first + c, first, end) };
+            k[0] = unsafe { pivot(lanes, op, from, channels.first + c, &samples) };
         }
         // SAFETY: c < width, the length of the constants.
         unsafe { *constants.add(c) = k };
@@ -104,28 +114,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                             }
                         }
                         // SAFETY: the visit's images and the piece are inside the geometry.
-                        unsafe {
-                            if geo.spanning {
-                                let mut chain = zero;
-                                for t in 0..visit.count {
-                                    let plane = (visit.item(t), channel);
-                                    sum(lanes, op, geo, from, plane, (0, geo.vectors), &k, &mut chain, stage);
-                                }
-                                acc = add(acc, chain);
-                            } else {
-                                let runs = piece.vectors.div_ceil(CHAIN);
-                                for run in 0..runs {
-                                    let first = piece.first + part(piece.vectors, runs, run);
-                                    let end = piece.first + part(piece.vectors, runs, run + 1);
-                                    for t in 0..visit.count {
-                                        let mut chain = zero;
-                                        let plane = (visit.item(t), channel);
-                                        sum(lanes, op, geo, from, plane, (first, end), &k, &mut chain, stage);
-                                        acc = add(acc, chain);
-                                    }
-                                }
-                            }
-                        }
+                        acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, piece, &k, acc, stage) };
                         for n in 0..N {
                             if v + 1 < v1 {
                                 // SAFETY: as for the load above.
@@ -178,72 +167,161 @@ fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
     a
 }
 
-/// Adds vectors `first..end` of a plane, at most [`CHAIN`] of them, to `acc`.
-///
-/// The last vector of a plane that has no whole number of them is read from the plane's end, and
-/// what the vector before it has counted is cleared: no read leaves the plane.
+/// Adds the same piece of a visit's planes to second-level sums.
 ///
 /// # Safety
-/// The plane is one of the geometry; the stage has [`STAGE`] vectors of each input, if one is not
-/// contiguous.
+/// The piece and the visit are of the geometry; the stage has [`STAGE`] vectors of each input, if one
+/// is not contiguous.
 #[inline(always)]
-unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+unsafe fn sum_piece<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
     geo: &Planes,
     from: &[Place<E>; I],
-    plane: (usize, usize),
-    (first, end): (usize, usize),
+    visit: Visit,
+    channel: usize,
+    piece: Piece,
     k: &[Vec<E, L>; K],
-    acc: &mut [Vec<E, L>; N],
+    mut acc: [Vec<E, L>; N],
     stage: *mut E,
-) where
+) -> [Vec<E, L>; N]
+where
     L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let whole = end.min(geo.positions / lanes_of);
-    let last = geo.positions - lanes_of;
-    // What is read: from the first vector, or the last one if that starts earlier.
-    let start = (first * lanes_of).min(last);
-    let width = (end * lanes_of).min(geo.positions) - start;
-    // SAFETY: the range lies in the plane.
-    let at = unsafe { Place::parts_of(from, plane, start, width, stage) };
-    for v in first..whole {
-        // SAFETY: vector v lies in the range.
-        let x = unsafe { load_all(lanes, &at, v * lanes_of - start) };
-        *acc = add(*acc, op.addends(op.values(lanes, x), *k));
-    }
-    if whole < end {
-        // SAFETY: the plane has at least one vector, and this is its last.
-        let x = unsafe { load_all(lanes, &at, last - start) };
-        let mut a = op.addends(op.values(lanes, x), *k);
-        let mut n = 0;
-        while n < N {
-            a[n] = a[n].clear_below(whole * lanes_of - last);
-            n += 1;
+    let zero = splat_all::<Vec<E, L>, N>(lanes, &[Compute::<E>::ZERO; N]);
+    // SAFETY: by the caller.
+    unsafe {
+        if geo.spanning {
+            let (range, mut chain) = (Range::new(geo, 0, geo.vectors, lanes_of), zero);
+            for t in 0..visit.count {
+                let at = [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
+                chain = sum(lanes, op, &at, range, k, [chain])[0];
+            }
+            return add(acc, chain);
         }
-        *acc = add(*acc, a);
+        let runs = piece.vectors.div_ceil(CHAIN);
+        // What is staged goes one by one.
+        let streams = if stage.is_null() { L::STREAMS } else { 1 };
+        for run in 0..runs {
+            let first = piece.first + part(piece.vectors, runs, run);
+            let end = piece.first + part(piece.vectors, runs, run + 1);
+            let range = Range::new(geo, first, end, lanes_of);
+            let at = |t: usize| Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage);
+            let mut t = 0;
+            if streams >= 4 && visit.count == 4 {
+                let chains = sum(lanes, op, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
+                acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
+                t = 4;
+            }
+            while streams == 2 && t + 2 <= visit.count {
+                let chains = sum(lanes, op, &[at(t), at(t + 1)], range, k, [zero; 2]);
+                acc = add(add(acc, chains[0]), chains[1]);
+                t += 2;
+            }
+            while t < visit.count {
+                acc = add(acc, sum(lanes, op, &[at(t)], range, k, [zero])[0]);
+                t += 1;
+            }
+        }
+    }
+    acc
+}
+
+/// Vectors `first..end` of a plane.
+///
+/// The last vector of a plane that has no whole number of them is read from the plane's end, and
+/// what the vector before it has counted is cleared: no read leaves the plane.
+#[derive(Clone, Copy)]
+struct Range {
+    /// The elements that are read: from the first vector, or the last one if that starts earlier.
+    start: usize,
+    width: usize,
+    /// Where the first vector starts among them, and how many whole ones there are.
+    first: usize,
+    whole: usize,
+    /// Where the last one starts if it is not whole, and how many of its lanes have been counted.
+    last: usize,
+    counted: usize,
+}
+
+impl Range {
+    #[inline(always)]
+    fn new(geo: &Planes, first: usize, end: usize, lanes: usize) -> Self {
+        let (whole, last) = (end.min(geo.positions / lanes), geo.positions - lanes);
+        let start = (first * lanes).min(last);
+        Range {
+            start,
+            width: (end * lanes).min(geo.positions) - start,
+            first: first * lanes - start,
+            whole: whole - first.min(whole),
+            last: last - start,
+            counted: if whole < end { whole * lanes - last } else { 0 },
+        }
     }
 }
 
-/// The pivot: the mean of [`SAMPLES`] values of a channel, spread over blocks `first..end`, in the
-/// element's arithmetic, as the first of them plus the mean distance from it. That keeps all digits
-/// at any mean, gives a constant exactly, and costs no f64 where that is done in software. 0 where
-/// it overflows.
+/// Adds a range of `T` planes, at most [`CHAIN`] vectors each, to `T` chains, in lockstep.
 ///
 /// # Safety
-/// The places are valid for reading all planes of the geometry.
+/// Each plane is valid for reading in the range.
+#[inline(always)]
+unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
+    lanes: L,
+    op: &R,
+    at: &[[*const E; I]; T],
+    range: Range,
+    k: &[Vec<E, L>; K],
+    mut chains: [[Vec<E, L>; N]; T],
+) -> [[Vec<E, L>; N]; T]
+where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lanes_of = Compute::<E>::LANES;
+    for v in 0..range.whole {
+        let mut t = 0;
+        while t < T {
+            // SAFETY: the vector lies in the range.
+            let x = unsafe { load_all(lanes, &at[t], range.first + v * lanes_of) };
+            chains[t] = add(chains[t], op.addends(op.values(lanes, x), *k));
+            t += 1;
+        }
+    }
+    if range.counted > 0 {
+        let mut t = 0;
+        while t < T {
+            // SAFETY: the range has at least one vector, and this is its last.
+            let x = unsafe { load_all(lanes, &at[t], range.last) };
+            let mut a = op.addends(op.values(lanes, x), *k);
+            let mut n = 0;
+            while n < N {
+                a[n] = a[n].clear_below(range.counted);
+                n += 1;
+            }
+            chains[t] = add(chains[t], a);
+            t += 1;
+        }
+    }
+    chains
+}
+
+/// The pivot: the mean of [`SAMPLES`] values of a channel, in the element's arithmetic, as the first
+/// of them plus the mean distance from it. That keeps all digits at any mean, gives a constant
+/// exactly, and costs no f64 where that is done in software. 0 where it overflows.
+///
+/// # Safety
+/// `places` are the samples of channel 0 in each input; those of this channel are valid for reading.
 #[inline(always)]
 unsafe fn pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
-    geo: &Planes,
     from: &[Place<E>; I],
     channel: usize,
-    first: usize,
-    end: usize,
+    places: &[[*const E; SAMPLES]; I],
 ) -> Compute<E>
 where
     L: Lanes,
@@ -251,11 +329,10 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     let mut samples = [[E::zeroed(); SAMPLES]; I];
-    for i in 0..SAMPLES {
-        let (image, position) = geo.sample(i, first, end, Compute::<E>::LANES);
-        for j in 0..I {
-            // SAFETY: samples are taken inside the geometry.
-            samples[j][i] = unsafe { *from[j].element(from[j].plane(image, channel), position) };
+    for j in 0..I {
+        for i in 0..SAMPLES {
+            // SAFETY: by the caller.
+            samples[j][i] = unsafe { *places[j][i].wrapping_add(channel * from[j].inner) };
         }
     }
     let mut from = [core::ptr::null(); I];
@@ -343,6 +420,9 @@ where
     R::settle(k, total, per_n)
 }
 
+/// Vectors of a plane from which on it is streamed.
+const MIN_STREAM: usize = 32;
+
 /// Workspace of [`map`] for one channel.
 pub(crate) const fn map_words<const K: usize>() -> usize {
     size_of::<Coefficients<K>>() / 8
@@ -370,6 +450,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     from: &[Place<E>; I],
     to: &[Place<E>; O],
     Part { channels, images, positions }: Part,
+    stream: bool,
     scratch: &mut [u64],
 ) where
     L: Lanes,
@@ -394,6 +475,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     // What is staged goes in parts that fit the stage, each of at least a vector.
     let vectors = (positions.1 - positions.0) / lanes_of;
     let parts = if staged { vectors.div_ceil(CHAIN) } else { 1 };
+    // Short planes have too many ends.
+    let stream = stream && !staged && vectors >= MIN_STREAM;
     for image in images.0..images.1 {
         for c in 0..width {
             // SAFETY: c < width; the loop above has written the entry.
@@ -403,9 +486,12 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
                 let end =
                     if p + 1 == parts { positions.1 } else { positions.0 + part(vectors, parts, p + 1) * lanes_of };
                 // SAFETY: the part lies in the plane, and has at least one vector.
-                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage) };
+                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage, stream) };
             }
         }
+    }
+    if stream {
+        lanes.fence();
     }
 }
 
@@ -425,12 +511,12 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     width: usize,
     k: &Coefficients<K>,
     stage: *mut E,
+    stream: bool,
 ) where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let lanes_of = Compute::<E>::LANES;
     // SAFETY: by the caller.
     unsafe {
         let from = Place::parts_of(from, plane, start, width, stage);
@@ -440,18 +526,8 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        // The last vector overlaps its neighbour: it is read before anything is written, as the
-        // output may be the input.
-        let last = width - lanes_of;
         let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
-        let tail = load_all(lanes, &from, last);
-        for v in 0..width / lanes_of {
-            let x = load_all(lanes, &from, v * lanes_of);
-            store_all::<L, E, O>(map_one(lanes, op, x, narrow, k), &into, v * lanes_of);
-        }
-        if !width.is_multiple_of(lanes_of) {
-            store_all::<L, E, O>(map_one(lanes, op, tail, narrow, k), &into, last);
-        }
+        map_run(lanes, op, &from, &into, width, &PlaneConstants::<L, E, K, J> { narrow, k }, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
@@ -460,29 +536,36 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     }
 }
 
-/// Maps one vector of a channel.
-#[inline(always)]
-fn map_one<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    x: [Vec<E, L>; I],
+/// The constants of a channel.
+struct PlaneConstants<'a, L: Lanes, E: Element, const K: usize, const J: usize> {
     narrow: [Vec<E, L>; K],
-    k: &Coefficients<K>,
-) -> [Vec<E, L>; O]
+    k: &'a Coefficients<K>,
+}
+
+impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
+    for PlaneConstants<'_, L, E, K, J>
 where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let v = op.before(lanes, x);
-    let mut r = op.formula(v, narrow);
-    let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
-    if !k.safe {
-        // SAFETY: the K constants of the channel.
-        r = unsafe { map_in_f64(lanes, op, v, wide) };
-    } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-        // SAFETY: as above.
-        r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+    #[inline(always)]
+    fn period(&self) -> usize {
+        usize::MAX
     }
-    op.after(lanes, x, v, r)
+    #[inline(always)]
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], _: usize) -> [Vec<E, L>; O] {
+        let k = self.k;
+        let v = op.before(lanes, x);
+        let mut r = op.formula(v, self.narrow);
+        let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
+        if !k.safe {
+            // SAFETY: the K constants of the channel.
+            r = unsafe { map_in_f64(lanes, op, v, wide) };
+        } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
+            // SAFETY: as above.
+            r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+        }
+        op.after(lanes, x, v, r)
+    }
 }

@@ -8,8 +8,8 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, load_all, map_in_f64,
-    splat_all, staged, store_all, store_lanes, words_for,
+    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, load_all,
+    map_in_f64, map_run, splat_all, staged, store_all, store_lanes, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -187,7 +187,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
                 // SAFETY: the cell is inside the geometry.
                 let (k, sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
-                for l in 0..group.end - c {
+                for l in 0..(group.end - c).min(MOST_LANES) {
                     if !R::good(&sums[l], n as f64)
                         && let Some(better) = R::repivot(k[l], &sums[l], n as f64)
                     {
@@ -211,7 +211,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         // SAFETY: the cell is inside the geometry.
         let (mut k, mut sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
         let mut good = [true; MOST_LANES];
-        for l in 0..group.end - c {
+        for l in 0..(group.end - c).min(MOST_LANES) {
             good[l] = R::good(&sums[l], n as f64);
         }
         if good.contains(&false) {
@@ -223,7 +223,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 }
             }
         }
-        for l in 0..group.end - c {
+        for l in 0..(group.end - c).min(MOST_LANES) {
             emit(c + l, R::settle(k[l], sums[l], per_n), k[l]);
         }
         c = group.end;
@@ -252,7 +252,7 @@ where
 {
     let base = geo.channels * geo.adjacent;
     let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
-    for l in 0..group.end - group.first {
+    for l in 0..(group.end - group.first).min(MOST_LANES) {
         let mut e = (group.first + l - channels.first) * geo.adjacent;
         for i in 0..K {
             // SAFETY: e is an element of the segment.
@@ -459,7 +459,7 @@ unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N
             let width = Compute::<E>::LANES.min(end - e);
             // SAFETY: by the caller.
             let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width {
+            for lane in 0..width.min(MOST_LANES) {
                 let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
                 let mut x = [0.0; J];
                 for j in 0..J {
@@ -501,7 +501,7 @@ where
             let width = Compute::<E>::LANES.min(end - e);
             // SAFETY: by the caller.
             let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width {
+            for lane in 0..width.min(MOST_LANES) {
                 let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
                 same[l] &= v[R::PIVOT_OF][lane].to_f64() == k[l][0];
             }
@@ -620,7 +620,8 @@ where
 
 /// Workspace of [`map`] for `width` elements of a row, of so many channels.
 pub(crate) const fn map_words<E: Element, const K: usize>(width: usize, channels: usize) -> usize {
-    words_for::<Compute<E>>(K * width) + words_for::<Compute<E>>(width) + words_for::<f64>(K * channels)
+    let wrapped = width + Compute::<E>::LANES;
+    words_for::<Compute<E>>(K * wrapped) + words_for::<Compute<E>>(wrapped) + words_for::<f64>(K * channels)
 }
 
 /// Maps rows `first..end` (folded ones, and after the last of them the rows left over) of a range of
@@ -640,6 +641,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     to: &[Place<E>; O],
     channels: Channels,
     (first, end): (usize, usize),
+    stream: bool,
     scratch: &mut [u64],
 ) where
     L: Lanes,
@@ -649,11 +651,15 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let seg = Segment::new(geo, channels, Compute::<E>::LANES);
     let count = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    let mut table = MapTable::<E, K> {
-        narrow: carve.take(K * seg.width),
-        safe: carve.take(seg.width),
+    // The table goes on for one vector more, from its start, for vectors that begin in one row and end
+    // in the next.
+    let wrapped = seg.width + Compute::<E>::LANES;
+    let mut table = MapTable::<E, K, J> {
+        narrow: carve.take(K * wrapped),
+        safe: carve.take(wrapped),
         wide: carve.take(K * count),
         width: seg.width,
+        next: wrapped,
         channels: count,
         adjacent: geo.adjacent,
         all_safe: true,
@@ -671,7 +677,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
             while e < seg.width {
                 for a in e..e + geo.adjacent {
                     for i in 0..K {
-                        *table.narrow.add(i * seg.width + a) = Scalar::from_f64(k.narrow[i]);
+                        *table.narrow.add(i * wrapped + a) = Scalar::from_f64(k.narrow[i]);
                     }
                     *table.safe.add(a) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
                 }
@@ -684,29 +690,56 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     } else {
         core::ptr::null_mut()
     };
-    for row in first..end {
-        // SAFETY: the row is inside the geometry, the segment inside the row.
-        unsafe { map_row(lanes, op, geo, from, to, row, seg.start, seg.width, &table, stage) };
+    for a in 0..Compute::<E>::LANES {
+        // SAFETY: the row has at least a vector.
+        unsafe {
+            for i in 0..K {
+                *table.narrow.add(i * wrapped + seg.width + a) = *table.narrow.add(i * wrapped + a);
+            }
+            *table.safe.add(seg.width + a) = *table.safe.add(a);
+        }
+    }
+    let mut flat = stage.is_null() && seg.width == geo.width;
+    for i in 0..I {
+        flat &= from[i].dense(geo);
+    }
+    for o in 0..O {
+        flat &= to[o].dense(geo);
+    }
+    if flat && first < end {
+        // Rows without gaps are one run.
+        // SAFETY: the rows are inside the geometry.
+        unsafe { map_row(lanes, op, geo, from, to, first, 0, (end - first) * geo.width, &table, stage, stream) };
+        if stream {
+            lanes.fence();
+        }
+    } else {
+        for row in first..end {
+            // SAFETY: the row is inside the geometry, the segment inside the row.
+            unsafe { map_row(lanes, op, geo, from, to, row, seg.start, seg.width, &table, stage, false) };
+        }
     }
     if end == geo.folded && geo.rest > 0 {
         // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
-        unsafe { map_row(lanes, op, geo, from, to, end, 0, geo.rest * base, &table, stage) };
+        unsafe { map_row(lanes, op, geo, from, to, end, 0, geo.rest * base, &table, stage, false) };
     }
 }
 
 /// The constants of a row: narrow ones of each element, wide ones of each channel.
-struct MapTable<E: Element, const K: usize> {
+struct MapTable<E: Element, const K: usize, const J: usize> {
     narrow: *mut Compute<E>,
     /// 1 where the narrow constants suffice, else 0.
     safe: *mut Compute<E>,
     wide: *mut f64,
+    /// Elements of a row, and from one narrow constant to the next.
     width: usize,
+    next: usize,
     channels: usize,
     adjacent: usize,
     all_safe: bool,
 }
 
-impl<E: Element, const K: usize> MapTable<E, K> {
+impl<E: Element, const K: usize, const J: usize> MapTable<E, K, J> {
     /// The wide constants of the vector that starts at element `off`.
     #[inline(always)]
     fn wide(&self, off: usize) -> WideConstants {
@@ -730,8 +763,9 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
     row: usize,
     start: usize,
     width: usize,
-    table: &MapTable<E, K>,
+    table: &MapTable<E, K, J>,
     stage: *mut E,
+    stream: bool,
 ) where
     L: Lanes,
     E: Element,
@@ -753,17 +787,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
         if width < lanes_of {
             map_part(lanes, op, &from, &into, width, table);
         } else {
-            // The last vector overlaps its neighbour: it is read before anything is written, as the
-            // output may be the input.
-            let last = width - lanes_of;
-            let tail = load_all(lanes, &from, last);
-            for v in 0..width / lanes_of {
-                let x = load_all(lanes, &from, v * lanes_of);
-                store_all::<L, E, O>(map_one(lanes, op, x, v * lanes_of, table), &into, v * lanes_of);
-            }
-            if !width.is_multiple_of(lanes_of) {
-                store_all::<L, E, O>(map_one(lanes, op, tail, last, table), &into, last);
-            }
+            map_run(lanes, op, &from, &into, width, table, stream);
         }
         for o in 0..O {
             if !to[o].contiguous {
@@ -784,7 +808,7 @@ unsafe fn map_part<L, E, M, const I: usize, const J: usize, const K: usize, cons
     from: &[*const E; I],
     to: &[*mut E; O],
     width: usize,
-    table: &MapTable<E, K>,
+    table: &MapTable<E, K, J>,
 ) where
     L: Lanes,
     E: Element,
@@ -801,44 +825,40 @@ unsafe fn map_part<L, E, M, const I: usize, const J: usize, const K: usize, cons
         for o in 0..O {
             written[o] = y[o].as_mut_ptr();
         }
-        store_all::<L, E, O>(map_one(lanes, op, load_all(lanes, &read, 0), 0, table), &written, 0);
+        store_all::<L, E, O>(table.map(lanes, op, load_all(lanes, &read, 0), 0), &written, 0);
         for o in 0..O {
             core::ptr::copy_nonoverlapping(y[o].as_ptr(), to[o], width);
         }
     }
 }
 
-/// Maps one vector, whose constants start at `off`.
-///
-/// # Safety
-/// The table has a vector there.
-#[inline(always)]
-unsafe fn map_one<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    x: [Vec<E, L>; I],
-    off: usize,
-    table: &MapTable<E, K>,
-) -> [Vec<E, L>; O]
+impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
+    for MapTable<E, K, J>
 where
     L: Lanes,
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    // SAFETY: by the caller.
-    unsafe {
-        let k = load_table::<L, E, K>(lanes, table.narrow.add(off), table.width);
-        let v = op.before(lanes, x);
-        let mut r = op.formula(v, k);
-        let wide = table.wide(off);
-        if !table.all_safe {
-            let safe = Vec::<E, L>::load(lanes, table.safe.add(off));
-            let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-            r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, wide));
+    #[inline(always)]
+    fn period(&self) -> usize {
+        self.width
+    }
+    #[inline(always)]
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], offset: usize) -> [Vec<E, L>; O] {
+        // SAFETY: the table has a vector from each element on.
+        unsafe {
+            let k = load_table::<L, E, K>(lanes, self.narrow.add(offset), self.next);
+            let v = op.before(lanes, x);
+            let mut r = op.formula(v, k);
+            if !self.all_safe {
+                let safe = Vec::<E, L>::load(lanes, self.safe.add(offset));
+                let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
+                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.wide(offset)));
+            }
+            if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
+                r = <Vec<E, L>>::select(r.finite(), r, map_in_f64(lanes, op, v, self.wide(offset)));
+            }
+            op.after(lanes, x, v, r)
         }
-        if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-            r = <Vec<E, L>>::select(r.finite(), r, map_in_f64(lanes, op, v, wide));
-        }
-        op.after(lanes, x, v, r)
     }
 }

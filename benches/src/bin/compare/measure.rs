@@ -147,7 +147,7 @@ fn measure(options: &Options, case: &Case, layout: Layout, threads: usize, peers
 fn our_subjects(options: &Options, data: &Data, threads: usize) -> Result<Vec<Subject<'static>>> {
     let mut subjects = Vec::new();
     for isa in Isa::available().filter(|i| options.wants_isa(*i)) {
-        for operation in Operation::KERNELS {
+        for &operation in Operation::KERNELS {
             if Operation::COMMON.contains(&operation) || isa == Isa::detect() {
                 subjects.push(ours::subject(data, operation, isa, threads)?);
             }
@@ -157,7 +157,7 @@ fn our_subjects(options: &Options, data: &Data, threads: usize) -> Result<Vec<Su
 }
 
 fn check(groups: &mut [Group<'_>], data: &mut Data) -> Result<()> {
-    for operation in Operation::KERNELS {
+    for &operation in Operation::KERNELS {
         let mut answer = None;
         for timed in groups.iter_mut().flat_map(|g| &mut g.subjects).filter(|t| t.subject.operation == operation) {
             let tolerance = if timed.subject.library == "bn" { ours::TOLERANCE } else { PEER_TOLERANCE };

@@ -155,14 +155,14 @@ pub fn report(record: &Record, markdown: bool) -> String {
             }
             let of = format!("{}, {threads} thread{}", layout.to_uppercase(), if threads == 1 { "" } else { "s" });
             let mut header = vec!["GB/s".to_owned()];
-            for operation in Operation::COMMON {
+            for &operation in Operation::COMMON {
                 let name = operation.name();
                 header.extend([name.to_owned(), "best peer".into(), "×".into(), "of limit".into()]);
             }
             let mut table = new(header);
             for &p in &points {
                 let mut row = vec![p.shape.to_owned()];
-                for operation in Operation::COMMON {
+                for &operation in Operation::COMMON {
                     let peer = times.peer(p, operation);
                     let name = |r: &Row| format!("{} {}", digits(r.gb_per_s), letters[&r.library[..]]);
                     row.push(or_dash(times.ours(p, operation, times.isa).map(|r| r.gb_per_s)));
@@ -174,8 +174,8 @@ pub fn report(record: &Record, markdown: bool) -> String {
             }
             add(&format!("{of}: bn on {}, and the fastest peer", times.isa), table);
 
-            let extras: Vec<Operation> =
-                Operation::KERNELS.into_iter().filter(|o| !Operation::COMMON.contains(o)).collect();
+            let has = |o: &Operation| record.rows.iter().any(|r| r.operation == o.name());
+            let extras: Vec<Operation> = Operation::EXTRAS.iter().copied().filter(has).collect();
             let mut header = vec!["GB/s".to_owned()];
             header.extend(extras.iter().map(|o| o.name().to_owned()));
             let mut table = new(header);
@@ -244,7 +244,7 @@ pub fn report(record: &Record, markdown: bool) -> String {
             let cell =
                 |o| most(o, layout).map_or_else(|| "–".into(), |r| format!("{} ({})", r.workspace_bytes, r.shape));
             let name = format!("{} {threads} t", layout.to_uppercase());
-            table.add_row(std::iter::once(name).chain(Operation::COMMON.map(cell)));
+            table.add_row(std::iter::once(name).chain(Operation::COMMON.iter().copied().map(cell)));
         }
     }
     add("Workspace, at most", table);

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Every fuzz target, or those named, for a bounded number of runs from the seeds. RUNS changes the number for all.
+set -euo pipefail
+cd "$(dirname "$0")/../fuzz"
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+# Few of what is slow: oracles and threads.
+declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [errors]=50000)
+targets=("$@")
+[ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages errors)
+
+cargo +nightly fuzz build
+for t in "${targets[@]}"; do
+    printf '\n== fuzz %s\n' "$t"
+    mkdir -p "corpus/$t"
+    # The seed of the generator is fixed: the same runs each time.
+    cargo +nightly fuzz run "$t" "corpus/$t" "seeds/$t" -- \
+        -runs="${RUNS:-${runs[$t]}}" -seed=1 -max_len=512 -len_control=0 -timeout=60 -verbosity=0 -print_final_stats=1
+done

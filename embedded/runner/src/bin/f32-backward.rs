@@ -1,0 +1,6 @@
+//! A part that small flash holds.
+
+#![no_std]
+#![no_main]
+
+runner::program!(bn_conformance::backward::<f32>);
