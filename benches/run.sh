@@ -5,7 +5,7 @@
 #   benches/run.sh                        the OpenMP build of oneDNN (40 MB): about 10 minutes
 #   BN_ONEDNN_TBB=1 benches/run.sh        also the newer SYCL/TBB build (2 GB with what it needs)
 #   BN_CANDLE=1 benches/run.sh            also candle-nn
-#   benches/run.sh --rounds 3 --shapes 32x64x56x56,32x512x7x7 --out /tmp/short.csv
+#   benches/run.sh --rounds 3 --shapes 32x64x56x56,32x512x7x7 --out short/run.csv
 #
 # Results mean little on a machine that does anything else meanwhile.
 set -euo pipefail

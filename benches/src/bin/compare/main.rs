@@ -14,6 +14,7 @@ use bn_benches::shapes::{Case, layout_name};
 use bn_core::{Isa, Layout};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use record::Record;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
@@ -164,19 +165,23 @@ fn main() -> Result<()> {
                 }
             }
             write(&out, &all.csv()?)?;
-            println!("{}", report::report(&all, false));
+            show(&report::report(&all, false))?;
             plot::write(&all, out.parent().unwrap_or(Path::new(".")))
         }
-        Action::Report { records, markdown } => {
-            println!("{}", report::report(&Record::read(&records)?, markdown));
-            Ok(())
-        }
+        Action::Report { records, markdown } => show(&report::report(&Record::read(&records)?, markdown)),
         Action::Plot { records, out } => plot::write(&Record::read(&records)?, &out),
         Action::Measure { options, threads, layout } => {
             options.check()?;
-            print!("{}", measure::run(&options, layout.layout(), threads)?);
-            Ok(())
+            show(&measure::run(&options, layout.layout(), threads)?)
         }
+    }
+}
+
+/// To whoever listens: a pipe that closed early is no error.
+fn show(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
 }
 
