@@ -434,20 +434,19 @@ where
     store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, &at, 0) }))
 }
 
-/// Goes over the elements that some channels, at most [`MOST_LANES`], have in unfolded rows
-/// `first..first + count`: adds them to their sums in f64.
+/// Calls `each` with every element that some channels, at most [`MOST_LANES`], have in unfolded rows
+/// `first..first + count`: the channel among them, and the element's values in f64.
 ///
 /// # Safety
 /// The rows are in the geometry.
-#[inline(never)]
-unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+#[inline(always)]
+unsafe fn for_each<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
     channels: Channels,
     (first, count): (usize, usize),
-    k: &[[f64; K]; MOST_LANES],
-    sums: &mut [[f64; N]; MOST_LANES],
+    mut each: impl FnMut(usize, [f64; J]),
 ) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
@@ -460,18 +459,42 @@ unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N
             // SAFETY: by the caller.
             let v = unsafe { values_of(op, from, row, e, width) };
             for lane in 0..width.min(MOST_LANES) {
-                let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
                 let mut x = [0.0; J];
                 for j in 0..J {
                     x[j] = v[j][lane].to_f64();
                 }
-                let a = op.addends(x, k[l]);
-                for n in 0..N {
-                    sums[l][n] += a[n];
-                }
+                each(div(e - start + lane, geo.adjacent) % MOST_LANES, x);
             }
             e += width;
         }
+    }
+}
+
+/// Adds such elements to their channels' sums in f64.
+///
+/// # Safety
+/// The rows are in the geometry.
+#[inline(never)]
+unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    channels: Channels,
+    rows: (usize, usize),
+    k: &[[f64; K]; MOST_LANES],
+    sums: &mut [[f64; N]; MOST_LANES],
+) where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    // SAFETY: by the caller.
+    unsafe {
+        for_each(op, geo, from, channels, rows, |l, x| {
+            let a = op.addends(x, k[l % MOST_LANES]);
+            for n in 0..N {
+                sums[l % MOST_LANES][n] += a[n];
+            }
+        });
     }
 }
 
@@ -486,7 +509,7 @@ unsafe fn compare_rows<E, R, const I: usize, const J: usize, const K: usize, con
     geo: &Rows,
     from: &[Place<E>; I],
     channels: Channels,
-    (first, count): (usize, usize),
+    rows: (usize, usize),
     k: &[[f64; K]; MOST_LANES],
     same: &mut [bool; MOST_LANES],
 ) -> bool
@@ -494,19 +517,11 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let (start, end) = (channels.first * geo.adjacent, channels.end * geo.adjacent);
-    for row in first..first + count {
-        let mut e = start;
-        while e < end {
-            let width = Compute::<E>::LANES.min(end - e);
-            // SAFETY: by the caller.
-            let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width.min(MOST_LANES) {
-                let l = div(e - start + lane, geo.adjacent) % MOST_LANES;
-                same[l] &= v[R::PIVOT_OF][lane].to_f64() == k[l][0];
-            }
-            e += width;
-        }
+    // SAFETY: by the caller.
+    unsafe {
+        for_each(op, geo, from, channels, rows, |l, x| {
+            same[l % MOST_LANES] &= x[R::PIVOT_OF] == k[l % MOST_LANES][0];
+        });
     }
     same.contains(&true)
 }
