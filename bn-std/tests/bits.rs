@@ -234,6 +234,7 @@ fn large_tensors_are_shared_out_and_tiny_ones_are_not() {
                 // finely as one likes, sums into their cells and tiles: at least eight of these.
                 let (shape, enough) = (problem.bn.shape(), width.min(8)..=width);
                 assert_eq!(phases.len(), 5, "{shape:?}");
+                assert_eq!([phases[1], phases[2], phases[4]], [width; 3], "maps of {shape:?}");
                 assert!(phases.iter().all(|tickets| enough.contains(tickets)), "{phases:?} for {width}: {shape:?}");
             }
         }
