@@ -1,7 +1,7 @@
 //! The activation that a call applies to its result.
 
 use crate::error::Error;
-use crate::lanes::{Scalar, Vector};
+use crate::lanes::Real;
 
 /// What is applied to γ·x̂ + β (+ residual).
 ///
@@ -52,40 +52,31 @@ impl Activation {
     }
 
     #[inline(always)]
-    pub(crate) fn forward<V: Vector>(self, token: V::Token, z: V) -> V {
+    pub(crate) fn forward<R: Real>(self, token: R::Token, z: R) -> R {
+        let zero = R::constant(token, 0.0);
         match self {
             Activation::Identity => z,
-            Activation::Relu => {
-                let zero = V::splat(token, V::Scalar::ZERO);
-                V::select(z.lt(zero), zero, z)
-            }
-            Activation::LeakyRelu { slope } => {
-                let zero = V::splat(token, V::Scalar::ZERO);
-                V::select(z.lt(zero), z * V::splat(token, V::Scalar::from_f64(slope)), z)
-            }
+            Activation::Relu => z.if_less(zero, zero, z),
+            Activation::LeakyRelu { slope } => z.if_less(zero, z * R::constant(token, slope), z),
             Activation::Clamp { lo, hi } => {
-                let lo = V::splat(token, V::Scalar::from_f64(lo));
-                let hi = V::splat(token, V::Scalar::from_f64(hi));
-                let z = V::select(z.lt(lo), lo, z);
-                V::select(hi.lt(z), hi, z)
+                let (lo, hi) = (R::constant(token, lo), R::constant(token, hi));
+                let z = z.if_less(lo, lo, z);
+                hi.if_less(z, hi, z)
             }
         }
     }
 
     /// The gradient before the activation, from the output and the gradient behind it.
     #[inline(always)]
-    pub(crate) fn backward<V: Vector>(self, token: V::Token, y: V, dy: V) -> V {
-        let zero = V::splat(token, V::Scalar::ZERO);
+    pub(crate) fn backward<R: Real>(self, token: R::Token, y: R, dy: R) -> R {
+        let zero = R::constant(token, 0.0);
         match self {
             Activation::Identity => dy,
-            Activation::Relu => V::select(zero.lt(y), dy, zero),
-            Activation::LeakyRelu { slope } => {
-                V::select(zero.lt(y), dy, dy * V::splat(token, V::Scalar::from_f64(slope)))
-            }
+            Activation::Relu => zero.if_less(y, dy, zero),
+            Activation::LeakyRelu { slope } => zero.if_less(y, dy, dy * R::constant(token, slope)),
             Activation::Clamp { lo, hi } => {
-                let lo = V::splat(token, V::Scalar::from_f64(lo));
-                let hi = V::splat(token, V::Scalar::from_f64(hi));
-                V::select(lo.lt(y), V::select(y.lt(hi), dy, zero), zero)
+                let (lo, hi) = (R::constant(token, lo), R::constant(token, hi));
+                lo.if_less(y, y.if_less(hi, dy, zero), zero)
             }
         }
     }

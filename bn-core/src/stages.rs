@@ -108,7 +108,7 @@ macro_rules! stages {
                 unsafe {
                     match residual {
                         None => e.map::<$t, _, 1, 1, 3, 1>(op, &[x], &[y], e.all(), run),
-                        Some(r) => e.map::<$t, _, 2, 1, 3, 1>(op, &[x, r], &[y], e.all(), run),
+                        Some(r) => e.map::<$t, _, 2, 2, 3, 1>(op, &[x, r], &[y], e.all(), run),
                     }
                 }
             }

@@ -195,12 +195,7 @@ pub fn forward(
     let z: Vec<Real> = x.iter().enumerate().map(|(i, &x)| channel.y(x, p.gamma, p.beta, at(i))).collect();
     let top = z.iter().enumerate().fold(1.0f64, |m, (i, z)| m.max(z.hi.abs()).max((z.hi - at(i)).abs()));
     let scale = top + channel.scale(p.gamma).hi.abs() * kept;
-    let of_y = |i: usize| {
-        if format.passes_infinity(p.activation, z[i], at(i)) {
-            return 0.0;
-        }
-        format.units(y[i], p.activation.forward(z[i]), scale * p.activation.steepness(), 2.0)
-    };
+    let of_y = |i: usize| format.units(y[i], p.activation.forward(z[i]), scale * p.activation.steepness(), 2.0);
     Forward {
         y: (0..z.len()).map(of_y).fold(0.0, f64::max),
         mean: Format::F64.units_of(mean, exact_mean, sigma + kept, format),
@@ -214,13 +209,6 @@ pub fn forward(
 }
 
 impl Format {
-    /// Whether what the activation and the residual are applied to is beyond the range of the type: then
-    /// it is infinite, although a slope or a residual might bring it back.
-    fn passes_infinity(&self, activation: Activation, z: Real, residual: f64) -> bool {
-        let returns = matches!(activation, Activation::LeakyRelu(_)) || residual != 0.0;
-        returns && (z.hi.abs() > self.max || (z.hi - residual).abs() > self.max)
-    }
-
     /// The error of a statistic, which is f64, in units of another format.
     fn units_of(&self, got: f64, exact: Real, scale: f64, unit: &Format) -> f64 {
         self.units(got, exact, scale, 2.0) * self.unit / unit.unit
@@ -234,9 +222,6 @@ pub fn inference(format: &Format, channel: &Channel, p: Parameters, x: &[f64], r
     let of = |i: usize| {
         let r = residual.get(i).copied().unwrap_or(0.0);
         let z = channel.y(x[i], p.gamma, p.beta, r);
-        if format.passes_infinity(p.activation, z, r) {
-            return 0.0;
-        }
         let exact = p.activation.forward(z);
         let scale = ((x[i] - mean.hi) * s.hi).abs() + p.beta.abs() + r.abs();
         format.units(y[i], exact, scale * p.activation.steepness(), 2.0)

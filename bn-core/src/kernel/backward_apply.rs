@@ -57,10 +57,8 @@ pub(crate) struct ApplyFrozen<'a> {
 
 macro_rules! map {
     ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
-     |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
+     |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_> {
-            const CHECKED: bool = $k > 1;
-
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<$k> {
                 (self.coefficients)(channel)
@@ -74,15 +72,23 @@ macro_rules! map {
                 $formula
             }
             #[inline(always)]
-            fn after<V: Vector>(&self, _: V::Token, _: [V; $i], $w: [V; $j], $dx: V) -> [V; $o] {
-                $after
+            fn join<R: Real>(&self, _: [R; $j], result: R) -> R {
+                result
+            }
+            #[inline(always)]
+            fn checked(&self) -> bool {
+                $k > 1
+            }
+            #[inline(always)]
+            fn outputs<R: Real>(&self, _: R::Token, $w: [R; $j], $dx: R) -> [R; $o] {
+                $outputs
             }
         }
     };
 }
 
 macro_rules! batch {
-    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
+    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         map!(
             Apply,
             5,
@@ -91,14 +97,14 @@ macro_rules! batch {
             $o,
             |v, k| ((v[1] - k[0]) - ((v[0] - k[1]) * k[2] + k[3])) * k[4],
             |$self, $token, $x| $before,
-            |$w, $dx| $after
+            |$w, $dx| $outputs
         );
     };
 }
 
 macro_rules! frozen {
-    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $after:expr) => {
-        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$self, $token, $x| $before, |$w, $dx| $after);
+    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$self, $token, $x| $before, |$w, $dx| $outputs);
     };
 }
 

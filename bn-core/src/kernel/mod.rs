@@ -64,17 +64,19 @@ pub(crate) struct Coefficients<const K: usize> {
 /// Elementwise: `I` inputs, `J` of them (after activation masks) in the formula, `K` constants per
 /// channel, `O` outputs.
 pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize, const O: usize>: Sync {
-    /// Whether results that are not finite are calculated again in f64.
-    const CHECKED: bool;
-
     /// The constants of a channel.
     fn coefficients(&self, channel: usize) -> Coefficients<K>;
     /// From what is stored to what the formula takes.
     fn before<V: Vector>(&self, token: V::Token, x: [V; I]) -> [V; J];
     /// The formula; in f64 for channels whose constants or results leave the range of f32.
     fn formula<R: Real>(&self, v: [R; J], k: [R; K]) -> R;
-    /// From the formula's result to what is stored.
-    fn after<V: Vector>(&self, token: V::Token, x: [V; I], v: [V; J], result: V) -> [V; O];
+    /// What is added to the formula's result: a residual.
+    fn join<R: Real>(&self, v: [R; J], result: R) -> R;
+    /// Whether a sum that is not finite is to be made again in f64, for the sake of what follows it or
+    /// of terms that cancel.
+    fn checked(&self) -> bool;
+    /// From the sum to what is stored.
+    fn outputs<R: Real>(&self, token: R::Token, v: [R; J], sum: R) -> [R; O];
 }
 
 /// Whether a factor may be used in the element's arithmetic: zero, or far from both ends of the

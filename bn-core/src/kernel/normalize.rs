@@ -11,6 +11,8 @@
 //! 2. s and the shift come from f64, once per channel: two instructions and one constant less per
 //!    element than with γ and β apart.
 //! 3. A channel whose constants or results may leave the range of f32 takes the same formula in f64.
+//! 4. γ·x̂ + β may overflow although a residual or the slope of a leaky ReLU brings it back: there
+//!    results that are not finite are made again in f64, all the way to y.
 
 use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::Activation;
@@ -50,30 +52,36 @@ pub(crate) struct Normalize<'a> {
 }
 
 macro_rules! map {
-    ($i:literal, |$self:ident, $token:ident, $x:ident, $z:ident| $after:expr) => {
-        impl<E: Element> Map<E, $i, 1, 3, 1> for Normalize<'_> {
-            const CHECKED: bool = false;
-
+    ($i:literal, |$v:ident, $z:ident| $join:expr) => {
+        impl<E: Element> Map<E, $i, $i, 3, 1> for Normalize<'_> {
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<3> {
                 (self.coefficients)(channel)
             }
             #[inline(always)]
-            fn before<V: Vector>(&self, _: V::Token, x: [V; $i]) -> [V; 1] {
-                [x[0]]
+            fn before<V: Vector>(&self, _: V::Token, x: [V; $i]) -> [V; $i] {
+                x
             }
             #[inline(always)]
-            fn formula<R: Real>(&self, [x]: [R; 1], [mean, scale, shift]: [R; 3]) -> R {
-                (x - mean) * scale + shift
+            fn formula<R: Real>(&self, v: [R; $i], [mean, scale, shift]: [R; 3]) -> R {
+                (v[0] - mean) * scale + shift
             }
             #[inline(always)]
-            fn after<V: Vector>(&$self, $token: V::Token, $x: [V; $i], _: [V; 1], $z: V) -> [V; 1] {
-                [$after]
+            fn join<R: Real>(&self, $v: [R; $i], $z: R) -> R {
+                $join
+            }
+            #[inline(always)]
+            fn checked(&self) -> bool {
+                $i == 2 || matches!(self.activation, Activation::LeakyRelu { .. })
+            }
+            #[inline(always)]
+            fn outputs<R: Real>(&self, token: R::Token, _: [R; $i], sum: R) -> [R; 1] {
+                [self.activation.forward(token, sum)]
             }
         }
     };
 }
 
 // Inputs x; x, residual.
-map!(1, |self, token, _x, z| self.activation.forward(token, z));
-map!(2, |self, token, x, z| self.activation.forward(token, z + x[1]));
+map!(1, |_v, z| z);
+map!(2, |v, z| z + v[1]);

@@ -1,7 +1,7 @@
 //! Lanes on AVX2: each virtual vector is two registers. FMA is left unused on purpose (it would
 //! change bits); F16C is part of this level.
 
-use super::{Lanes, Real, Vector, WINDOW32, WINDOW64};
+use super::{Lanes, Vector, WINDOW32, WINDOW64, real};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -110,14 +110,13 @@ operator!(F64, Add, add, _mm256_add_pd);
 operator!(F64, Sub, sub, _mm256_sub_pd);
 operator!(F64, Mul, mul, _mm256_mul_pd);
 
-impl Real for F32 {}
-impl Real for F64 {}
+real!(F32, Avx2);
+real!(F64, Avx2);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $and:ident,
      $andnot:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
         type Scalar = $scalar;
-        type Token = Avx2;
         type Mask = ($reg, $reg);
         type Wide = F64;
 

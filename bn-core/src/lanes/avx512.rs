@@ -1,6 +1,6 @@
 //! Lanes on AVX-512 (F, VL, BW, DQ): each virtual vector is one register.
 
-use super::{Lanes, Real, Vector};
+use super::{Lanes, Vector, real};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -95,14 +95,13 @@ operator!(F64, Add, add, _mm512_add_pd);
 operator!(F64, Sub, sub, _mm512_sub_pd);
 operator!(F64, Mul, mul, _mm512_mul_pd);
 
-impl Real for F32 {}
-impl Real for F64 {}
+real!(F32, Avx512);
+real!(F64, Avx512);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,
      $class:ident, $blend:ident) => {
         type Scalar = $scalar;
-        type Token = Avx512;
         type Mask = $mask;
         type Wide = F64;
 

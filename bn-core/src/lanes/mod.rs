@@ -120,16 +120,49 @@ impl Scalar for f64 {
 }
 
 /// What a vector and a single f64 have in common: formulas that are written in it run on both.
-pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {}
+pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// What proves that this type may be used.
+    type Token: Copy;
+    /// A constant, rounded to nearest.
+    fn constant(token: Self::Token, v: f64) -> Self;
+    /// `yes` where `self < other`, else `no`, also where either is NaN.
+    fn if_less(self, other: Self, yes: Self, no: Self) -> Self;
+}
 
-impl Real for f64 {}
+impl Real for f64 {
+    type Token = ();
+    #[inline(always)]
+    fn constant((): (), v: f64) -> f64 {
+        v
+    }
+    #[inline(always)]
+    fn if_less(self, other: f64, yes: f64, no: f64) -> f64 {
+        if self < other { yes } else { no }
+    }
+}
+
+/// The operations of [`Real`] for a vector type.
+macro_rules! real {
+    ($t:ty, $token:ty) => {
+        impl $crate::lanes::Real for $t {
+            type Token = $token;
+            #[inline(always)]
+            fn constant(token: $token, v: f64) -> Self {
+                <$t>::splat(token, $crate::lanes::Scalar::from_f64(v))
+            }
+            #[inline(always)]
+            fn if_less(self, other: Self, yes: Self, no: Self) -> Self {
+                <$t>::select(self.lt(other), yes, no)
+            }
+        }
+    };
+}
+pub(crate) use real;
 
 /// A vector of `Scalar::LANES` lanes.
 pub trait Vector: Real {
     /// What stands in a lane.
     type Scalar: Scalar;
-    /// The token that proves that this vector may be used.
-    type Token: Copy;
     /// One truth value per lane.
     type Mask: Copy;
     /// The f64 vector of the same ISA.

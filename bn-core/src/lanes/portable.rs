@@ -3,7 +3,7 @@
 
 #[cfg(feature = "half")]
 use super::half;
-use super::{Lanes, Real, Vector, WINDOW32, WINDOW64};
+use super::{Lanes, Vector, WINDOW32, WINDOW64, real};
 use core::ops::{Add, Mul, Sub};
 use wide::{f32x16, f64x8};
 
@@ -76,7 +76,7 @@ impl Lanes for Portable {
 
 macro_rules! operators {
     ($t:ident) => {
-        impl Real for $t {}
+        real!($t, Portable);
         impl Add for $t {
             type Output = Self;
             #[inline(always)]
@@ -106,7 +106,6 @@ operators!(F64);
 macro_rules! vector {
     ($name:ident, $inner:ident, $scalar:ty, $lanes:literal, $window:ident) => {
         type Scalar = $scalar;
-        type Token = Portable;
         type Mask = $inner;
         type Wide = F64;
 

@@ -506,7 +506,33 @@ struct WideConstants {
     channels: usize,
 }
 
-/// The formula of a map in f64.
+/// From the result of a map's formula to what is stored.
+///
+/// # Safety
+/// The constants are valid for reading.
+#[inline(always)]
+unsafe fn finish<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    lanes: L,
+    op: &M,
+    v: [Vec<E, L>; J],
+    result: Vec<E, L>,
+    k: WideConstants,
+) -> [Vec<E, L>; O]
+where
+    L: Lanes,
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let sum = op.join(v, result);
+    let mut y = op.outputs(lanes, v, sum);
+    if op.checked() && !<Vec<E, L>>::all(sum.finite()) {
+        // SAFETY: by the caller.
+        y[0] = <Vec<E, L>>::select(sum.finite(), y[0], unsafe { map_in_f64(lanes, op, v, k, true) });
+    }
+    y
+}
+
+/// The formula of a map in f64, or all of it up to its first output.
 ///
 /// # Safety
 /// The constants are valid for reading.
@@ -516,6 +542,7 @@ unsafe fn map_in_f64<L, E, M, const I: usize, const J: usize, const K: usize, co
     op: &M,
     v: [Vec<E, L>; J],
     k: WideConstants,
+    whole: bool,
 ) -> Vec<E, L>
 where
     L: Lanes,
@@ -525,12 +552,12 @@ where
     let mut v = store_lanes::<L, E, J>(v);
     // SAFETY: by the caller; the array has room for every vector.
     unsafe {
-        map_lanes::<E, M, I, J, K, O>(op, &mut v, k);
+        map_lanes::<E, M, I, J, K, O>(op, &mut v, k, whole);
         Vec::<E, L>::load(lanes, v[0].as_ptr())
     }
 }
 
-/// The formula in f64, lane by lane, into the first of its values: the slow path of maps, the same
+/// The same lane by lane, into the first of its values: the slow path of maps, the same
 /// code on every ISA.
 ///
 /// # Safety
@@ -541,6 +568,7 @@ unsafe fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const 
     op: &M,
     v: &mut [[Compute<E>; MOST_LANES]; J],
     k: WideConstants,
+    whole: bool,
 ) where
     E: Element,
     M: Map<E, I, J, K, O>,
@@ -555,6 +583,10 @@ unsafe fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const 
             // SAFETY: by the caller.
             kl[i] = unsafe { *k.at.add(i * k.next + channel) };
         }
-        v[0][lane] = Scalar::from_f64(op.formula(x, kl));
+        let mut r = op.formula(x, kl);
+        if whole {
+            r = op.outputs((), x, op.join(x, r))[0];
+        }
+        v[0][lane] = Scalar::from_f64(r);
     }
 }

@@ -6,7 +6,7 @@
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
     Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64,
-    all_at, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
+    all_at, finish, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map, Reduction};
@@ -561,11 +561,9 @@ where
         let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
         if !k.safe {
             // SAFETY: the K constants of the channel.
-            r = unsafe { map_in_f64(lanes, op, v, wide) };
-        } else if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-            // SAFETY: as above.
-            r = <Vec<E, L>>::select(r.finite(), r, unsafe { map_in_f64(lanes, op, v, wide) });
+            r = unsafe { map_in_f64(lanes, op, v, wide, false) };
         }
-        op.after(lanes, x, v, r)
+        // SAFETY: as above.
+        unsafe { finish(lanes, op, v, r, wide) }
     }
 }

@@ -8,8 +8,8 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
-    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, load_all,
-    map_in_f64, map_run, splat_all, staged, store_all, store_lanes, words_for,
+    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, finish,
+    load_all, map_in_f64, map_run, splat_all, staged, store_all, store_lanes, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -868,12 +868,9 @@ where
             if !self.all_safe {
                 let safe = Vec::<E, L>::load(lanes, self.safe.add(offset));
                 let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.wide(offset)));
+                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.wide(offset), false));
             }
-            if M::CHECKED && !<Vec<E, L>>::all(r.finite()) {
-                r = <Vec<E, L>>::select(r.finite(), r, map_in_f64(lanes, op, v, self.wide(offset)));
-            }
-            op.after(lanes, x, v, r)
+            finish(lanes, op, v, r, self.wide(offset))
         }
     }
 }
