@@ -5,7 +5,7 @@ use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
-use crate::exec::{Run, Shared, split};
+use crate::exec::{Run, Shared};
 use crate::forward::MomentSink;
 use crate::kernel::Coefficients;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
@@ -100,15 +100,10 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.workspace.len())?;
-        self.check_len(Operand::Dy, input.dy.len())?;
-        self.check_gradients(&output)?;
-        if let Statistics::Batch(moments) = input.statistics {
-            self.check_counts(moments)?;
-        }
+        self.check_whole_backward(&input, &output, run.words())?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_at(&self.view(&input, input.dy.as_ptr()), output, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, input.dy.as_ptr()), output.targets(), &mut run) }
     }
 
     /// [`backward`](Self::backward) with dx over dy; `input.dy` and `output.dx` are not used and must
@@ -123,7 +118,7 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.workspace.len())?;
+        self.check_backward(&input, run.words())?;
         self.check_len(Operand::Dy, dy_to_dx.len())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check_gradients(&output)?;
@@ -137,10 +132,9 @@ impl<T: Element> BatchNorm<T> {
             self.check_counts(moments)?;
         }
         let dy = dy_to_dx.as_ptr();
-        let Gradients { dresidual, dgamma, dbeta, .. } = output;
-        let output = Gradients { dx: Some(dy_to_dx.into()), dresidual, dgamma, dbeta };
+        let targets = Targets { dx: Some(dy_to_dx.as_mut_ptr()), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&self.view(&input, dy), output, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, dy), targets, &mut run) }
     }
 
     /// [`backward`](Self::backward) without x: from the output y of a forward pass that may have been in
@@ -164,11 +158,11 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_len(Operand::Dy, dy.len())?;
         self.check_len(Operand::Y, y.len())?;
-        let view = self.output_view(y.as_ptr(), dy.as_ptr(), &affine, moments, run.workspace.len())?;
+        let view = self.output_view(y.as_ptr(), dy.as_ptr(), &affine, moments, run.words())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_at(&view, output, &mut run) }
+        unsafe { self.backward_at(&view, output.targets(), &mut run) }
     }
 
     /// [`backward_from_output`](Self::backward_from_output) with dx over dy; `output.dx` must be `None`.
@@ -187,14 +181,14 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::Dy, dy_to_dx.len())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check_len(Operand::Y, y.len())?;
-        let view = self.output_view(y.as_ptr(), dy_to_dx.as_ptr(), &affine, moments, run.workspace.len())?;
+        let view = self.output_view(y.as_ptr(), dy_to_dx.as_ptr(), &affine, moments, run.words())?;
         self.check_gradients(&output)?;
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
         }
-        let output = Gradients { dx: Some(dy_to_dx.into()), ..output };
+        let targets = Targets { dx: Some(dy_to_dx.as_mut_ptr()), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&view, output, &mut run) }
+        unsafe { self.backward_at(&view, targets, &mut run) }
     }
 
     /// A view from y instead of x; y's length is the caller's to check.
@@ -241,25 +235,26 @@ impl<T: Element> BatchNorm<T> {
         sums: &mut [GradSums],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.workspace.len())?;
+        self.check_backward(&input, run.words())?;
         self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading.
-        unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), sums, &mut run) }
+        unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), Shared(sums.as_mut_ptr()), &mut run) }
     }
 
     /// # Safety
-    /// The operands are valid for reading the whole tensor; the slices have been checked.
+    /// The operands are valid for reading the whole tensor; `sums` has an entry per channel.
     pub(crate) unsafe fn backward_sums_at(
         &self,
         view: &View<'_, T>,
-        sums: &mut [GradSums],
+        sums: Shared<GradSums>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        sums.fill(GradSums::default());
+        // SAFETY: an entry per channel.
+        run.once(&|| unsafe { sums.fill(GradSums::default(), self.shape.channels()) })?;
         for b in 0..self.bands(run) {
-            let (band, kept, mut run) = self.band(b, run);
-            let moments = Shared(kept.as_mut_ptr().cast::<Moments>());
+            let (band, kept, mut run) = self.band(b, run)?;
+            let moments = Shared(kept.0.cast::<Moments>());
             let off = |c: usize| {
                 // SAFETY: the band's moments, written below.
                 let m = unsafe { *moments.at(c - band.first) };
@@ -275,7 +270,7 @@ impl<T: Element> BatchNorm<T> {
                 Statistics::Rounded { .. } => About::Measured,
                 Statistics::Running { .. } => About::Nothing,
             };
-            let sums = Sums { at: Shared(sums.as_mut_ptr().cast()).from(2 * band.first), words: 2 };
+            let sums = Sums { at: Shared(sums.at(band.first).cast()), words: 2 };
             // SAFETY: by the caller.
             unsafe { self.sums_at(view, band, about, sums, &mut run)? };
         }
@@ -294,13 +289,13 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.workspace.len())?;
+        self.check_backward(&input, run.words())?;
         self.check_len(Operand::Dy, input.dy.len())?;
         self.check_channels("sums", sums.len())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_apply_at(&self.view(&input, input.dy.as_ptr()), sums, output, &mut run) }
+        unsafe { self.backward_apply_at(&self.view(&input, input.dy.as_ptr()), sums, output.targets(), &mut run) }
     }
 
     /// # Safety
@@ -309,12 +304,28 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         sums: &[GradSums],
-        output: Gradients<'_, T>,
+        output: Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
         // SAFETY: by the caller.
         unsafe { self.apply_at(view, self.engine.all(), &sums, output, run) }
+    }
+
+    /// All of a backward pass.
+    pub(crate) fn check_whole_backward(
+        &self,
+        input: &BackwardInput<'_, T>,
+        output: &Gradients<'_, T>,
+        workspace: usize,
+    ) -> Result<(), Error> {
+        self.check_backward(input, workspace)?;
+        self.check_len(Operand::Dy, input.dy.len())?;
+        self.check_gradients(output)?;
+        match input.statistics {
+            Statistics::Batch(moments) => self.check_counts(moments),
+            _ => Ok(()),
+        }
     }
 
     fn check_backward(&self, input: &BackwardInput<'_, T>, workspace: usize) -> Result<(), Error> {
@@ -427,7 +438,7 @@ impl<T: Element> BatchNorm<T> {
     pub(crate) unsafe fn backward_at(
         &self,
         view: &View<'_, T>,
-        output: Gradients<'_, T>,
+        output: Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let frozen = matches!(view.statistics, Statistics::Running { .. });
@@ -436,10 +447,9 @@ impl<T: Element> BatchNorm<T> {
             // SAFETY: by the caller.
             return unsafe { self.apply_at(view, self.engine.all(), &|_| Default::default(), output, run) };
         }
-        let mut output = output;
         for b in 0..self.bands(run) {
-            let (band, kept, mut run) = self.band(b, run);
-            let sums = Sums { at: Shared(kept.as_mut_ptr().cast()), words: SUM_WORDS };
+            let (band, kept, mut run) = self.band(b, run)?;
+            let sums = Sums { at: Shared(kept.0.cast()), words: SUM_WORDS };
             let about = match view.statistics {
                 // Σ (x − mean) is 0 about the mean of this very x.
                 Statistics::Batch(_) => About::Known(&|_| 0.0),
@@ -458,13 +468,13 @@ impl<T: Element> BatchNorm<T> {
                     let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
                     (GradSums { dbeta, dot }, off / n)
                 };
-                self.apply_at(view, band, &reduced, output.reborrow(), &mut run)?;
+                self.apply_at(view, band, &reduced, output, &mut run)?;
             }
         }
         Ok(())
     }
 
-    fn view<'v>(&self, input: &BackwardInput<'v, T>, dy: *const T) -> View<'v, T> {
+    pub(crate) fn view<'v>(&self, input: &BackwardInput<'v, T>, dy: *const T) -> View<'v, T> {
         self.view_at(input.x.as_ptr(), input.y.map(<[T]>::as_ptr), dy, input.gamma, input.statistics)
     }
 
@@ -495,19 +505,21 @@ impl<T: Element> BatchNorm<T> {
     /// As many channels at once as leave what is kept of them between passes room in the workspace:
     /// all of them, but for the smallest workspaces.
     fn bands(&self, run: &Run<'_>) -> usize {
-        let room = (run.workspace.len() - self.backward_scratch()) / SUM_WORDS;
+        let room = (run.words() - self.backward_scratch()) / SUM_WORDS;
         let channels = self.shape.channels();
         if self.engine.whole() { 1 } else { ceil(channels, room.min(channels).max(1)) }
     }
 
     /// Band `b`, what is kept of its channels ([`SUM_WORDS`] each, zeroed), and what is left to run
     /// with.
-    fn band<'r>(&self, b: usize, run: &'r mut Run<'_>) -> (Channels, &'r mut [u64], Run<'r>) {
+    fn band<'r>(&self, b: usize, run: &'r mut Run<'_>) -> Result<(Channels, Shared<u64>, Run<'r>), Error> {
         let (channels, bands) = (self.shape.channels(), self.bands(run));
         let band = Channels { first: part(channels, bands, b), end: part(channels, bands, b + 1) };
-        let (kept, workspace) = split(run.workspace, (band.end - band.first) * SUM_WORDS);
-        kept.fill(0);
-        (band, kept, Run { workspace, executor: run.executor })
+        let words = (band.end - band.first) * SUM_WORDS;
+        let (kept, mut run) = run.keep(words);
+        // SAFETY: as many words are kept.
+        run.once(&|| unsafe { kept.fill(0, words) })?;
+        Ok((band, kept, run))
     }
 
     /// Scratch that either pass needs.
@@ -549,24 +561,27 @@ impl<T: Element> BatchNorm<T> {
         view: &View<'_, T>,
         band: Channels,
         sums: &(dyn Fn(usize) -> (GradSums, f64) + Sync),
-        output: Gradients<'_, T>,
+        output: Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let statistics = &view.statistics;
-        let channels = || band.first..band.end;
-        if let Some(dgamma) = output.dgamma {
-            for (c, d) in channels().zip(dgamma.iter_mut().skip(band.first)) {
-                *d = Scalar::from_f64(sums(c).0.dot * inverse_std(self.variance(statistics, c), self.epsilon));
+        run.once(&|| {
+            for c in band.first..band.end {
+                // SAFETY: both have an entry per channel; this is the only thread.
+                unsafe {
+                    if let Some(dgamma) = output.dgamma {
+                        let inverse = inverse_std(self.variance(statistics, c), self.epsilon);
+                        *dgamma.at(c) = Scalar::from_f64(sums(c).0.dot * inverse);
+                    }
+                    if let Some(dbeta) = output.dbeta {
+                        *dbeta.at(c) = Scalar::from_f64(sums(c).0.dbeta);
+                    }
+                }
             }
-        }
-        if let Some(dbeta) = output.dbeta {
-            for (c, d) in channels().zip(dbeta.iter_mut().skip(band.first)) {
-                *d = Scalar::from_f64(sums(c).0.dbeta);
-            }
-        }
+        })?;
         let (e, activation, inputs) = (&self.engine, self.activation, view.inputs());
-        let dx = output.dx.map(|o| self.place(Operand::Dx, o.ptr));
-        let dr = output.dresidual.map(|o| self.place(Operand::Dresidual, o.ptr));
+        let dx = output.dx.map(|dx| self.place(Operand::Dx, dx));
+        let dr = output.dresidual.map(|dr| self.place(Operand::Dresidual, dr));
         let frozen = matches!(statistics, Statistics::Running { .. });
         let multiply = |s: f64| Coefficients { narrow: [s], wide: [s], safe: factor_is_safe::<T::Param>(s) };
         // SAFETY: by the caller; maps only read from their inputs.
@@ -637,14 +652,28 @@ fn quotient(a: f64, b: f64) -> f64 {
     if b == 0.0 { 0.0 } else { a / b }
 }
 
+/// Where gradients go: [`Gradients`] by address.
+pub(crate) struct Targets<T: Element> {
+    dx: Option<*mut T>,
+    dresidual: Option<*mut T>,
+    dgamma: Option<Shared<T::Param>>,
+    dbeta: Option<Shared<T::Param>>,
+}
+
+impl<T: Element> Clone for Targets<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T: Element> Copy for Targets<T> {}
+
 impl<T: Element> Gradients<'_, T> {
-    /// The same outputs for another band of channels.
-    fn reborrow(&mut self) -> Gradients<'_, T> {
-        Gradients {
-            dx: self.dx.as_mut().map(Output::reborrow),
-            dresidual: self.dresidual.as_mut().map(Output::reborrow),
-            dgamma: self.dgamma.as_deref_mut(),
-            dbeta: self.dbeta.as_deref_mut(),
+    pub(crate) fn targets(self) -> Targets<T> {
+        Targets {
+            dx: self.dx.map(|o| o.ptr),
+            dresidual: self.dresidual.map(|o| o.ptr),
+            dgamma: self.dgamma.map(|d| Shared(d.as_mut_ptr())),
+            dbeta: self.dbeta.map(|d| Shared(d.as_mut_ptr())),
         }
     }
 }

@@ -259,12 +259,6 @@ pub struct Output<'a, T> {
     pub(crate) life: PhantomData<&'a mut [T]>,
 }
 
-impl<T> Output<'_, T> {
-    pub(crate) fn reborrow(&mut self) -> Output<'_, T> {
-        Output { ptr: self.ptr, len: self.len, life: PhantomData }
-    }
-}
-
 impl<'a, T> From<&'a mut [T]> for Output<'a, T> {
     fn from(s: &'a mut [T]) -> Self {
         Output { ptr: s.as_mut_ptr(), len: s.len(), life: PhantomData }

@@ -7,7 +7,7 @@
 use crate::dispatch::{Task, dispatch};
 use crate::element::Element;
 use crate::error::Error;
-use crate::exec::{Run, Shared, phase, split};
+use crate::exec::{Run, Shared};
 use crate::isa::Isa;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar};
@@ -166,7 +166,7 @@ impl Engine {
 
     /// Threads, and scratch per task.
     fn slots(&self, run: &Run<'_>, least: usize, reserved: usize) -> (usize, usize) {
-        let words = run.workspace.len() - reserved;
+        let words = run.words() - reserved;
         let width = if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() };
         let width = width.min(words / least.max(1)).max(1);
         (width, (words / width).min(IDEAL_SCRATCH.max(least)))
@@ -195,7 +195,7 @@ impl Engine {
         let least = self.reduce_min::<E, K, N>();
         let (cells, channels) = (self.grid.cells(), band.end - band.first);
         let partial_words = cells * channels * N;
-        let divided = cells > 1 && run.workspace.len() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
+        let divided = cells > 1 && run.words() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
         let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 });
         let need = self.reduce_need::<E, K, N>();
         let mut tile = self.tile(slot, need);
@@ -206,10 +206,10 @@ impl Engine {
             first: band.first + part(channels, tiles, t),
             end: band.first + part(channels, tiles, t + 1),
         };
-        let (partials, scratch) = split(run.workspace, if divided { partial_words } else { 0 });
-        let partials = Shared(partials.as_mut_ptr().cast::<f64>());
+        let (partials, mut run) = run.keep(if divided { partial_words } else { 0 });
+        let partials = Shared(partials.0.cast::<f64>());
         if divided {
-            phase(run.executor, width, tiles * cells, scratch, slot, &|task, scratch| {
+            run.phase(width, tiles * cells, slot, &|task, scratch| {
                 let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
                 let emit = |c: usize, r: [f64; N], k: [f64; K]| {
@@ -231,19 +231,20 @@ impl Engine {
                     },
                 );
             })?;
-            for g in 0..cells {
-                let count = self.grid.count(g, self.lanes);
-                for c in 0..channels {
-                    // SAFETY: all tasks have ended; within the partials. This is the only thread.
-                    unsafe {
-                        let v = core::array::from_fn(|n| *partials.at((g * channels + c) * N + n));
-                        sink.join(band.first + c, v, count);
+            run.once(&|| {
+                for g in 0..cells {
+                    let count = self.grid.count(g, self.lanes);
+                    for c in 0..channels {
+                        // SAFETY: all tasks have ended; within the partials. This is the only thread.
+                        unsafe {
+                            let v = core::array::from_fn(|n| *partials.at((g * channels + c) * N + n));
+                            sink.join(band.first + c, v, count);
+                        }
                     }
                 }
-            }
-            Ok(())
+            })
         } else {
-            phase(run.executor, width, tiles, scratch, slot, &|task, scratch| {
+            run.phase(width, tiles, slot, &|task, scratch| {
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
                     // SAFETY: this task has these channels to itself.
@@ -299,7 +300,7 @@ impl Engine {
         let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
         let in_place = to.iter().any(|t| from.iter().any(|f| f.same(t)));
         let stream = !in_place && self.shape.len() >= STREAM_BYTES / size_of::<E>();
-        phase(run.executor, width, tiles * chunks * pieces, run.workspace, slot, &|task, scratch| {
+        run.phase(width, tiles * chunks * pieces, slot, &|task, scratch| {
             let (first, end) = from_to(channels, tiles, rem(div(task, pieces), tiles));
             let piece = {
                 let vectors = div(positions, self.lanes);

@@ -1,6 +1,11 @@
 //! Who runs the cells of a call.
 
 use crate::error::Error;
+#[cfg(target_has_atomic = "ptr")]
+use crate::tasks::Only;
+use core::marker::PhantomData;
+#[cfg(target_has_atomic = "ptr")]
+use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
 /// Runs the tasks of a call, in any order, on any threads.
 ///
@@ -59,96 +64,157 @@ impl Executor for Serial {
 /// of use afterwards. Its size is asked of [`crate::BatchNorm::workspace_min`] and
 /// [`crate::BatchNorm::workspace_best`]; any length from the minimum up gives the same bits.
 pub struct Run<'a> {
-    pub(crate) workspace: &'a mut [u64],
+    workspace: Shared<u64>,
+    words: usize,
     pub(crate) executor: &'a dyn Executor,
+    /// Only one phase of the call is wanted.
+    #[cfg(target_has_atomic = "ptr")]
+    only: Option<&'a Only<'a>>,
+    life: PhantomData<&'a mut [u64]>,
 }
 
 impl<'a> Run<'a> {
     /// On the calling thread.
     pub fn serial(workspace: &'a mut [u64]) -> Self {
-        Run { workspace, executor: &Serial }
+        Run::on(&Serial, workspace)
     }
 
     /// On an executor.
     pub fn on(executor: &'a dyn Executor, workspace: &'a mut [u64]) -> Self {
-        Run { workspace, executor }
+        let (words, workspace) = (workspace.len(), Shared(workspace.as_mut_ptr()));
+        Run {
+            workspace,
+            words,
+            executor,
+            #[cfg(target_has_atomic = "ptr")]
+            only: None,
+            life: PhantomData,
+        }
+    }
+
+    /// One phase of a call.
+    ///
+    /// # Safety
+    /// The workspace is valid for as long as this lives, and nothing else uses it but other runs of the
+    /// same phase.
+    #[cfg(target_has_atomic = "ptr")]
+    pub(crate) unsafe fn only(workspace: Shared<u64>, words: usize, only: &'a Only<'a>) -> Self {
+        Run { workspace, words, executor: only, only: Some(only), life: PhantomData }
+    }
+
+    /// Words of workspace.
+    pub(crate) fn words(&self) -> usize {
+        self.words
     }
 
     /// How many tasks can run at once.
     pub(crate) fn width(&self) -> usize {
         if cfg!(target_has_atomic = "ptr") { self.executor.width().max(1) } else { 1 }
     }
+
+    /// The first words of the workspace, and the rest to run with.
+    pub(crate) fn keep(&mut self, words: usize) -> (Shared<u64>, Run<'_>) {
+        debug_assert!(words <= self.words);
+        let (workspace, left) = (self.workspace.from(words), self.words.saturating_sub(words));
+        (self.workspace, Run { workspace, words: left, life: PhantomData, ..*self })
+    }
+
+    /// Runs `body(cell, scratch)` for every cell, with `slot` words of scratch for each that runs at
+    /// once.
+    pub(crate) fn phase(
+        &mut self,
+        width: usize,
+        cells: usize,
+        slot: usize,
+        body: &(dyn Fn(usize, &mut [u64]) + Sync),
+    ) -> Result<(), Error> {
+        debug_assert!(self.words >= slot);
+        let slots = self.words.checked_div(slot).unwrap_or(width);
+        let phase = Phase { tickets: width.min(cells).min(slots), cells, slot };
+        #[cfg(target_has_atomic = "ptr")]
+        if let Some(only) = self.only {
+            // SAFETY: the slots are in the workspace, which is that of this phase alone.
+            unsafe { only.pass(phase, self.workspace, body) };
+            return Ok(());
+        }
+        #[cfg(target_has_atomic = "ptr")]
+        if phase.tickets > 1 {
+            let (progress, workspace) = (Progress::default(), self.workspace);
+            // SAFETY: as above; a run is not shared.
+            self.executor.run(phase.tickets, &|| unsafe { progress.ticket(phase, workspace, body) });
+            return progress.check(phase);
+        }
+        // SAFETY: the words are borrowed for writing.
+        let scratch = unsafe { core::slice::from_raw_parts_mut(self.workspace.0, slot) };
+        for i in 0..cells {
+            body(in_order(i, cells), scratch);
+        }
+        Ok(())
+    }
+
+    /// A phase of one cell without scratch: what has to happen once, between others.
+    pub(crate) fn once(&mut self, body: &(dyn Fn() + Sync)) -> Result<(), Error> {
+        self.phase(1, 1, 0, &|_, _| body())
+    }
 }
 
-/// Runs `body(cell, scratch)` for every cell, with `slot` words of scratch for each that runs at
-/// once.
-pub(crate) fn phase(
-    executor: &dyn Executor,
-    width: usize,
-    cells: usize,
-    scratch: &mut [u64],
-    slot: usize,
-    body: &(dyn Fn(usize, &mut [u64]) + Sync),
-) -> Result<(), Error> {
-    debug_assert!(scratch.len() >= slot);
-    let slots = scratch.len().checked_div(slot).unwrap_or(width);
-    let tickets = width.min(cells).min(slots);
-    #[cfg(target_has_atomic = "ptr")]
-    if tickets > 1 {
-        return parallel(executor, tickets, cells, scratch, slot, body);
-    }
-    let _ = (executor, tickets);
-    for cell in 0..cells {
-        body(cell, scratch);
-    }
-    Ok(())
+/// How a phase is cut.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Phase {
+    pub(crate) tickets: usize,
+    pub(crate) cells: usize,
+    /// Words of scratch for each ticket.
+    pub(crate) slot: usize,
+}
+
+/// How far a phase has come.
+#[cfg(target_has_atomic = "ptr")]
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    started: AtomicUsize,
+    claimed: AtomicUsize,
+    ended: AtomicUsize,
+    done: AtomicUsize,
 }
 
 #[cfg(target_has_atomic = "ptr")]
-fn parallel(
-    executor: &dyn Executor,
-    tickets: usize,
-    cells: usize,
-    scratch: &mut [u64],
-    slot: usize,
-    body: &(dyn Fn(usize, &mut [u64]) + Sync),
-) -> Result<(), Error> {
-    use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
-    let (started, claimed, ended, done) =
-        (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    let base = Shared(scratch.as_mut_ptr());
-    executor.run(tickets, &|| {
-        let ticket = started.fetch_add(1, Relaxed);
-        if ticket < tickets {
-            // SAFETY: each ticket number is drawn once, so the slots are disjoint; there are
-            // `tickets` of them in the scratch.
-            let scratch = unsafe { core::slice::from_raw_parts_mut(base.at(ticket * slot), slot) };
+impl Progress {
+    /// Claims cells until none is left.
+    ///
+    /// # Safety
+    /// From `base` on there is a slot for each ticket, which nothing but tickets of this phase uses.
+    pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &(dyn Fn(usize, &mut [u64]) + Sync)) {
+        let ticket = self.started.fetch_add(1, Relaxed);
+        if ticket < phase.tickets {
+            // SAFETY: each ticket number is drawn once, so the slots are disjoint.
+            let scratch = unsafe { core::slice::from_raw_parts_mut(base.at(ticket * phase.slot), phase.slot) };
             loop {
-                let cell = claimed.fetch_add(1, Relaxed);
-                if cell >= cells {
+                let cell = self.claimed.fetch_add(1, Relaxed);
+                if cell >= phase.cells {
                     break;
                 }
-                body(cell, scratch);
-                done.fetch_add(1, AcqRel);
+                body(in_order(cell, phase.cells), scratch);
+                self.done.fetch_add(1, AcqRel);
             }
         }
-        ended.fetch_add(1, AcqRel);
-    });
-    let ended = ended.load(Acquire);
-    if ended == tickets && done.load(Acquire) == cells {
-        Ok(())
-    } else {
-        Err(Error::Executor { expected: tickets, got: ended })
+        self.ended.fetch_add(1, AcqRel);
+    }
+
+    /// Whether every ticket ran once, and every cell.
+    pub(crate) fn check(&self, phase: Phase) -> Result<(), Error> {
+        let (expected, got) = (phase.tickets, self.ended.load(Acquire));
+        let whole = got == expected && self.done.load(Acquire) == phase.cells;
+        if whole { Ok(()) } else { Err(Error::Executor { expected, got }) }
     }
 }
 
-/// The first `n` words and the rest. Callers have checked that there are as many.
-#[inline(always)]
-pub(crate) fn split(words: &mut [u64], n: usize) -> (&mut [u64], &mut [u64]) {
-    debug_assert!(n <= words.len());
-    // Without a path to a panic.
-    words.split_at_mut_checked(n).unwrap_or_default()
+/// The cell that comes `i`th.
+#[cfg(not(test))]
+fn in_order(i: usize, _: usize) -> usize {
+    i
 }
+#[cfg(test)]
+use tests::in_order;
 
 /// A pointer to outputs whose elements different cells write.
 #[derive(Clone, Copy)]
@@ -165,8 +231,86 @@ impl<T> Shared<T> {
         self.0.wrapping_add(i)
     }
 
+    /// Sets the first `n` elements.
+    ///
+    /// # Safety
+    /// They are valid for writing, and no other thread uses them.
+    pub(crate) unsafe fn fill(&self, v: T, n: usize)
+    where
+        T: Copy,
+    {
+        for i in 0..n {
+            // SAFETY: by the caller.
+            unsafe { *self.at(i) = v };
+        }
+    }
+
     /// Those from element `i` on.
     pub(crate) fn from(self, i: usize) -> Self {
         Shared(self.at(i))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Shape, Statistics};
+    use std::sync::atomic::AtomicBool;
+    use std::{vec, vec::Vec};
+
+    /// No other test's results depend on it.
+    static REVERSED: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn in_order(i: usize, cells: usize) -> usize {
+        if REVERSED.load(Relaxed) { cells - 1 - i } else { i }
+    }
+
+    /// Two at a time, one after the other.
+    struct Two;
+    impl Executor for Two {
+        fn width(&self) -> usize {
+            2
+        }
+        fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
+            (0..tickets).for_each(|_| task());
+        }
+    }
+
+    /// The bits of all results.
+    fn run(shape: Shape, executor: &dyn Executor) -> Vec<u64> {
+        let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap();
+        let values = |seed: u64| -> Vec<f32> {
+            let hash = |i: u64| (i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            (0..shape.len() as u64).map(|i| 100.0 + hash(i) as f32 * 1e-6).collect()
+        };
+        let (x, dy, c) = (values(1), values(2), shape.channels());
+        let (mut y, mut dx, mut dgamma, mut moments) = (x.clone(), x.clone(), vec![0.0; c], vec![Moments::EMPTY; c]);
+        let mut workspace = vec![0; bn.workspace_best(Op::Backward, 2).max(bn.workspace_best(Op::ForwardTraining, 2))];
+        let on = Run::on(executor, &mut workspace);
+        bn.forward_training(&x, None, Affine::NONE, &mut y[..], &mut moments, on).unwrap();
+        let input = BackwardInput { x: &x, y: None, dy: &dy, gamma: None, statistics: Statistics::Batch(&moments) };
+        let output = Gradients { dx: Some((&mut dx[..]).into()), dgamma: Some(&mut dgamma), ..Default::default() };
+        bn.backward(input, output, Run::on(executor, &mut workspace)).unwrap();
+        let moments = moments.iter().flat_map(|m| [m.mean.to_bits(), m.m2.to_bits()]);
+        y.iter().chain(&dx).chain(&dgamma).map(|v| u64::from(v.to_bits())).chain(moments).collect()
+    }
+
+    #[test]
+    fn the_order_of_cells_changes_no_bit() {
+        for shape in [
+            Shape::nchw(3, 20, &[40, 41]),
+            Shape::nhwc(3, 20, &[40, 41]),
+            Shape::nchw(1, 2, &[300, 301]),
+            Shape::nhwc(999, 77, &[]),
+            Shape::nhwc(9, 3, &[70, 71]),
+            Shape::nchw(64, 70, &[7, 7]),
+        ] {
+            let shape = shape.unwrap();
+            let forwards = run(shape, &Serial);
+            REVERSED.store(true, Relaxed);
+            let (serial, shared) = (run(shape, &Serial), run(shape, &Two));
+            REVERSED.store(false, Relaxed);
+            assert!(serial == forwards && shared == forwards, "{shape:?}");
+        }
     }
 }

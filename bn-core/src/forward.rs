@@ -35,14 +35,11 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len(Operand::X, x.len())?;
-        self.check_len(Operand::Y, y.len)?;
-        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
-        self.check_values(self.shape.values_per_channel())?;
+        self.check_training(x, residual, &affine, &y, moments, run.words())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe {
-            self.moments_at(x.as_ptr(), moments, &mut run)?;
-            self.normalize_at(x.as_ptr(), residual.map(<[T]>::as_ptr), affine, moments, y.ptr, &mut run)
+            let residual = residual.map(<[T]>::as_ptr);
+            self.forward_at(x.as_ptr(), residual, affine, Shared(moments.as_mut_ptr()), y.ptr, &mut run)
         }
     }
 
@@ -60,13 +57,13 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
+        self.check_forward(residual, &affine, moments.len(), run.words())?;
         self.check_values(self.shape.values_per_channel())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe {
-            self.moments_at(p, moments, &mut run)?;
-            self.normalize_at(p, residual.map(<[T]>::as_ptr), affine, moments, p, &mut run)
+            let residual = residual.map(<[T]>::as_ptr);
+            self.forward_at(p, residual, affine, Shared(moments.as_mut_ptr()), p, &mut run)
         }
     }
 
@@ -81,9 +78,9 @@ impl<T: Element> BatchNorm<T> {
     pub fn moments(&self, x: &[T], moments: &mut [Moments], mut run: Run<'_>) -> Result<(), Error> {
         self.check_len(Operand::X, x.len())?;
         self.check_channels("moments", moments.len())?;
-        self.check_workspace(Op::ForwardTraining, run.workspace.len())?;
+        self.check_workspace(Op::ForwardTraining, run.words())?;
         // SAFETY: the length has been checked; x is borrowed for reading.
-        unsafe { self.accumulate_at(x.as_ptr(), moments, &mut run) }
+        unsafe { self.accumulate_at(x.as_ptr(), Shared(moments.as_mut_ptr()), &mut run) }
     }
 
     /// The second stage: y from x and statistics, which may be those of more than this x.
@@ -104,12 +101,35 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len(Operand::X, x.len())?;
-        self.check_len(Operand::Y, y.len)?;
-        self.check_forward(residual, &affine, moments.len(), run.workspace.len())?;
+        self.check_map(x, &y)?;
+        self.check_forward(residual, &affine, moments.len(), run.words())?;
         self.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.normalize_at(x.as_ptr(), residual.map(<[T]>::as_ptr), affine, moments, y.ptr, &mut run) }
+        unsafe {
+            let residual = residual.map(<[T]>::as_ptr);
+            self.normalize_at(x.as_ptr(), residual, affine, moments.as_ptr(), y.ptr, &mut run)
+        }
+    }
+
+    /// x and y of an operation that maps one to the other.
+    pub(crate) fn check_map(&self, x: &[T], y: &Output<'_, T>) -> Result<(), Error> {
+        self.check_len(Operand::X, x.len())?;
+        self.check_len(Operand::Y, y.len)
+    }
+
+    /// All of a training forward pass.
+    pub(crate) fn check_training(
+        &self,
+        x: &[T],
+        residual: Option<&[T]>,
+        affine: &Affine<'_, T::Param>,
+        y: &Output<'_, T>,
+        moments: &[Moments],
+        workspace: usize,
+    ) -> Result<(), Error> {
+        self.check_map(x, y)?;
+        self.check_forward(residual, affine, moments.len(), workspace)?;
+        self.check_values(self.shape.values_per_channel())
     }
 
     pub(crate) fn check_forward(
@@ -133,45 +153,53 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// # Safety
-    /// x is valid for reading the whole tensor; `moments` has an entry per channel.
-    pub(crate) unsafe fn moments_at(
+    /// x and residual are valid for reading, y for writing the whole tensor; y is one of the others or
+    /// overlaps neither; `moments` has an entry per channel.
+    pub(crate) unsafe fn forward_at(
         &self,
         x: *const T,
-        moments: &mut [Moments],
+        residual: Option<*const T>,
+        affine: Affine<'_, T::Param>,
+        moments: Shared<Moments>,
+        y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        moments.fill(Moments::EMPTY);
         // SAFETY: by the caller.
-        unsafe { self.accumulate_at(x, moments, run) }
+        unsafe {
+            run.once(&|| moments.fill(Moments::EMPTY, self.shape.channels()))?;
+            self.accumulate_at(x, moments, run)?;
+            self.normalize_at(x, residual, affine, moments.0, y, run)
+        }
     }
 
     /// # Safety
-    /// As [`Self::moments_at`].
+    /// x is valid for reading the whole tensor; `moments` has an entry per channel.
     pub(crate) unsafe fn accumulate_at(
         &self,
         x: *const T,
-        moments: &mut [Moments],
+        moments: Shared<Moments>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let (e, sink) = (&self.engine, MomentSink { at: Shared(moments.as_mut_ptr()), first: 0 });
+        let (e, sink) = (&self.engine, MomentSink { at: moments, first: 0 });
         // SAFETY: by the caller; sums only read from x.
         unsafe { T::sum_moments(e, self.place(Operand::X, x), e.all(), &sink, run) }
     }
 
     /// # Safety
-    /// x and residual are valid for reading, y for writing the whole tensor; y is one of the others or
-    /// overlaps neither; the slices have their lengths.
+    /// As [`Self::forward_at`].
     pub(crate) unsafe fn normalize_at(
         &self,
         x: *const T,
         residual: Option<*const T>,
         affine: Affine<'_, T::Param>,
-        moments: &[Moments],
+        moments: *const Moments,
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
+        let moments = Shared(moments.cast_mut());
         let coefficients = |c: usize| -> Coefficients<3> {
-            let m = moments.get(c).copied().unwrap_or_default();
+            // SAFETY: an entry per channel.
+            let m = unsafe { *moments.at(c) };
             let scale = affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
             split::<T::Param>(m.mean, scale, affine.beta(c), Some(libm::sqrt(m.m2)))
         };

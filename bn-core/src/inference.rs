@@ -52,9 +52,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len(Operand::X, x.len())?;
-        self.check_len(Operand::Y, y.len)?;
-        self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
+        self.check_map(x, &y)?;
+        self.check_inference(residual, &affine, running_mean, running_var, run.words())?;
         let residual = residual.map(<[T]>::as_ptr);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe { self.inference_at(x.as_ptr(), residual, &affine, running_mean, running_var, y.ptr, &mut run) }
@@ -75,7 +74,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_inference(residual, &affine, running_mean, running_var, run.workspace.len())?;
+        self.check_inference(residual, &affine, running_mean, running_var, run.words())?;
         let (p, residual) = (x_to_y.as_mut_ptr(), residual.map(<[T]>::as_ptr));
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe { self.inference_at(p, residual, &affine, running_mean, running_var, p, &mut run) }
@@ -122,9 +121,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_len(Operand::X, x.len())?;
-        self.check_len(Operand::Y, y.len)?;
-        self.check_apply(residual, prepared, run.workspace.len())?;
+        self.check_map(x, &y)?;
+        self.check_apply(residual, prepared, run.words())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe { self.apply_prepared_at(x.as_ptr(), residual.map(<[T]>::as_ptr), prepared, y.ptr, &mut run) }
     }
@@ -142,7 +140,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_apply(residual, prepared, run.workspace.len())?;
+        self.check_apply(residual, prepared, run.words())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe { self.apply_prepared_at(p, residual.map(<[T]>::as_ptr), prepared, p, &mut run) }

@@ -42,6 +42,8 @@ mod renorm;
 mod running;
 mod shape;
 mod stages;
+#[cfg(target_has_atomic = "ptr")]
+mod tasks;
 
 pub use activation::Activation;
 pub use backward::{BackwardInput, Gradients, Statistics};
@@ -59,6 +61,8 @@ pub use moments::{
 pub use renorm::{Renorm, RenormFactor, renorm_affine, renorm_gradients};
 pub use running::{Momentum, RunningStats, Variance};
 pub use shape::{Layout, Shape, Stride, Strides};
+#[cfg(target_has_atomic = "ptr")]
+pub use tasks::Tasks;
 
 /// Changes when any bit of any result does.
 pub const BITS_VERSION: u32 = 1;

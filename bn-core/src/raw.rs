@@ -17,7 +17,7 @@ use crate::backward::{Gradients, Statistics, View};
 use crate::batch_norm::{Affine, BatchNorm, Output};
 use crate::element::Element;
 use crate::error::Error;
-use crate::exec::Run;
+use crate::exec::{Run, Shared};
 use crate::inference::Prepared;
 use crate::moments::{GradSums, Moments};
 use core::marker::PhantomData;
@@ -70,13 +70,10 @@ pub unsafe fn forward_training<T: Element>(
     moments: &mut [Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &affine, moments.len(), run.workspace.len())?;
+    bn.check_forward(None, &affine, moments.len(), run.words())?;
     bn.check_values(bn.shape.values_per_channel())?;
     // SAFETY: by the caller.
-    unsafe {
-        bn.moments_at(at.x, moments, &mut run)?;
-        bn.normalize_at(at.x, at.residual, affine, moments, at.y, &mut run)
-    }
+    unsafe { bn.forward_at(at.x, at.residual, affine, Shared(moments.as_mut_ptr()), at.y, &mut run) }
 }
 
 /// [`BatchNorm::moments`].
@@ -92,9 +89,9 @@ pub unsafe fn moments<T: Element>(
     moments: &mut [Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &Affine::NONE, moments.len(), run.workspace.len())?;
+    bn.check_forward(None, &Affine::NONE, moments.len(), run.words())?;
     // SAFETY: by the caller.
-    unsafe { bn.accumulate_at(x, moments, &mut run) }
+    unsafe { bn.accumulate_at(x, Shared(moments.as_mut_ptr()), &mut run) }
 }
 
 /// [`BatchNorm::normalize`].
@@ -111,10 +108,10 @@ pub unsafe fn normalize<T: Element>(
     moments: &[Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &affine, moments.len(), run.workspace.len())?;
+    bn.check_forward(None, &affine, moments.len(), run.words())?;
     bn.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
     // SAFETY: by the caller.
-    unsafe { bn.normalize_at(at.x, at.residual, affine, moments, at.y, &mut run) }
+    unsafe { bn.normalize_at(at.x, at.residual, affine, moments.as_ptr(), at.y, &mut run) }
 }
 
 /// [`BatchNorm::inference`].
@@ -132,7 +129,7 @@ pub unsafe fn inference<T: Element>(
     running_var: &[T::Param],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_inference(None, &affine, running_mean, running_var, run.workspace.len())?;
+    bn.check_inference(None, &affine, running_mean, running_var, run.words())?;
     // SAFETY: by the caller.
     unsafe { bn.inference_at(at.x, at.residual, &affine, running_mean, running_var, at.y, &mut run) }
 }
@@ -150,7 +147,7 @@ pub unsafe fn apply<T: Element>(
     prepared: &[Prepared<T::Param>],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_apply(None, prepared, run.workspace.len())?;
+    bn.check_apply(None, prepared, run.words())?;
     // SAFETY: by the caller.
     unsafe { bn.apply_prepared_at(at.x, at.residual, prepared, at.y, &mut run) }
 }
@@ -174,7 +171,7 @@ pub unsafe fn backward<T: Element>(
         bn.check_counts(moments)?;
     }
     // SAFETY: by the caller.
-    unsafe { bn.backward_at(&view, output, &mut run) }
+    unsafe { bn.backward_at(&view, output.targets(), &mut run) }
 }
 
 /// [`BatchNorm::backward_from_output`].
@@ -193,10 +190,10 @@ pub unsafe fn backward_from_output<T: Element>(
     output: Gradients<'_, T>,
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    let view = bn.output_view(y, dy, &affine, moments, run.workspace.len())?;
+    let view = bn.output_view(y, dy, &affine, moments, run.words())?;
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_at(&view, output, &mut run) }
+    unsafe { bn.backward_at(&view, output.targets(), &mut run) }
 }
 
 /// [`BatchNorm::backward_sums`].
@@ -215,7 +212,7 @@ pub unsafe fn backward_sums<T: Element>(
     let view = view(bn, &at, &run)?;
     bn.check_channels("sums", sums.len())?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_sums_at(&view, sums, &mut run) }
+    unsafe { bn.backward_sums_at(&view, Shared(sums.as_mut_ptr()), &mut run) }
 }
 
 /// [`BatchNorm::backward_apply`].
@@ -236,13 +233,13 @@ pub unsafe fn backward_apply<T: Element>(
     bn.check_channels("sums", sums.len())?;
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_apply_at(&view, sums, output, &mut run) }
+    unsafe { bn.backward_apply_at(&view, sums, output.targets(), &mut run) }
 }
 
 fn view<'a, T: Element>(bn: &BatchNorm<T>, at: &Backward<'a, T>, run: &Run<'_>) -> Result<View<'a, T>, Error> {
     if at.y.is_none() && bn.activation != Activation::Identity {
         return Err(Error::Missing { what: "y" });
     }
-    bn.check_constants(at.gamma, &at.statistics, run.workspace.len())?;
+    bn.check_constants(at.gamma, &at.statistics, run.words())?;
     Ok(bn.view_at(at.x, at.y, at.dy, at.gamma, at.statistics))
 }

@@ -4,8 +4,8 @@
 mod common;
 
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Executor, Gradients, Layout, Moments, Op, Run, Serial, Shape,
-    Statistics,
+    Activation, Affine, BackwardInput, BatchNorm, Error, Executor, Gradients, Layout, Moments, Op, Run, Serial, Shape,
+    Statistics, Tasks,
 };
 use bn_std::Rayon;
 use common::executors::{Log, Reversed, Rush, Threads};
@@ -77,6 +77,31 @@ struct Results<T> {
     dbeta: Vec<T>,
 }
 
+impl<T: Copy> Results<T> {
+    fn new(n: usize, c: usize, zero: T) -> Self {
+        let zeros = |n| vec![zero; n];
+        Results {
+            y: zeros(n),
+            inference: zeros(n),
+            moments: vec![Moments::EMPTY; c],
+            dx: zeros(n),
+            dresidual: zeros(n),
+            dgamma: zeros(c),
+            dbeta: zeros(c),
+        }
+    }
+}
+
+/// Runs the tasks of each phase on the pool.
+fn schedule<T: Real>(mut call: Tasks<'_, T>) {
+    loop {
+        POOL.scope(|s| (0..call.tasks()).for_each(|_| s.spawn(|_| call.run_task())));
+        if !call.advance().unwrap() {
+            return;
+        }
+    }
+}
+
 /// How much workspace a run gets.
 #[derive(Clone, Copy, Debug)]
 enum Words {
@@ -109,18 +134,10 @@ impl<T: Real> Problem<T> {
         }
     }
 
+    /// In one call each.
     fn run(&self, executor: &dyn Executor, words: Words) -> Results<T> {
         let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
-        let zeros = |n| vec![T::of(0.0); n];
-        let mut r = Results {
-            y: zeros(n),
-            inference: zeros(n),
-            moments: vec![Moments::EMPTY; c],
-            dx: zeros(n),
-            dresidual: zeros(n),
-            dgamma: zeros(c),
-            dbeta: zeros(c),
-        };
+        let mut r = Results::new(n, c, T::of(0.0));
         // Garbage in it must not matter either.
         let mut memory = Vec::new();
         let mut workspace = |op| {
@@ -158,6 +175,34 @@ impl<T: Real> Problem<T> {
         r
     }
 
+    /// As tasks, handed out by a scheduler that knows nothing of calls.
+    fn run_tasks(&self, width: usize) -> Results<T> {
+        let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
+        let mut r = Results::new(n, c, T::of(0.0));
+        let (residual, affine) = (self.residual.as_deref(), Affine::new(&self.gamma, &self.beta));
+        let mut memory = vec![0xfff4_dead_fff4_beef; bn.workspace_best(Op::ForwardTraining, width)];
+        let (y, moments) = (&mut r.y[..], &mut r.moments);
+        schedule(bn.forward_training_tasks(&self.x, residual, affine, y, moments, width, &mut memory).unwrap());
+        let y = &mut r.inference[..];
+        schedule(bn.inference_tasks(&self.x, residual, affine, &self.mean, &self.var, y, width, &mut memory).unwrap());
+        let mut memory = vec![0xfff4_dead_fff4_beef; bn.workspace_best(Op::Backward, width)];
+        let input = BackwardInput {
+            x: &self.x,
+            y: Some(&r.y),
+            dy: &self.dy,
+            gamma: Some(&self.gamma),
+            statistics: Statistics::Batch(&r.moments),
+        };
+        let output = Gradients {
+            dx: Some(r.dx.as_mut_slice().into()),
+            dresidual: residual.map(|_| r.dresidual.as_mut_slice().into()),
+            dgamma: Some(&mut r.dgamma),
+            dbeta: Some(&mut r.dbeta),
+        };
+        schedule(bn.backward_tasks(input, output, width, &mut memory).unwrap());
+        r
+    }
+
     fn check(&self) {
         let expected = self.run(&Serial, Words::Best);
         assert!(expected.y.iter().any(|v| v.wide() != 0.0) && expected.dgamma.iter().all(|v| v.wide().is_finite()));
@@ -175,22 +220,27 @@ impl<T: Real> Problem<T> {
         for (name, executor, workspaces) in executors {
             for &words in workspaces {
                 let got = self.run(executor, words);
-                let context = || format!("{:?} {name}, workspace {words:?}", self.bn.shape());
-                for (what, got, expected) in [
-                    ("y", &got.y, &expected.y),
-                    ("inference", &got.inference, &expected.inference),
-                    ("dx", &got.dx, &expected.dx),
-                    ("dresidual", &got.dresidual, &expected.dresidual),
-                    ("dgamma", &got.dgamma, &expected.dgamma),
-                    ("dbeta", &got.dbeta, &expected.dbeta),
-                ] {
-                    if let Some(difference) = difference(got, expected) {
-                        panic!("{}: {what}: {difference}", context());
-                    }
-                }
-                assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{}: moments", context());
+                self.compare(&got, &expected, &format!("{name}, workspace {words:?}"));
             }
         }
+        self.compare(&self.run_tasks(6), &expected, "6 tasks");
+    }
+
+    fn compare(&self, got: &Results<T>, expected: &Results<T>, how: &str) {
+        let context = || format!("{:?} {how}", self.bn.shape());
+        for (what, got, expected) in [
+            ("y", &got.y, &expected.y),
+            ("inference", &got.inference, &expected.inference),
+            ("dx", &got.dx, &expected.dx),
+            ("dresidual", &got.dresidual, &expected.dresidual),
+            ("dgamma", &got.dgamma, &expected.dgamma),
+            ("dbeta", &got.dbeta, &expected.dbeta),
+        ] {
+            if let Some(difference) = difference(got, expected) {
+                panic!("{}: {what}: {difference}", context());
+            }
+        }
+        assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{}: moments", context());
     }
 }
 
@@ -218,6 +268,29 @@ fn nchw_f64() {
 #[test]
 fn nhwc_f64() {
     check::<f64>(Layout::Nhwc);
+}
+
+/// Tasks that are run too seldom or too often are an error, and what is left over is harmless.
+#[test]
+fn tasks_are_counted() {
+    let problem = Problem::<f32>::new(Layout::Nhwc, (2, 24, &[70, 70]), 0);
+    let mut memory = vec![0; problem.bn.workspace_best(Op::Inference, 4)];
+    let (mut y, affine) = (vec![0.0; problem.x.len()], Affine::new(&problem.gamma, &problem.beta));
+    for extra in [-1, 1] {
+        let (x, mean, var) = (&problem.x, &problem.mean, &problem.var);
+        let mut call = problem.bn.inference_tasks(x, None, affine, mean, var, &mut y[..], 4, &mut memory).unwrap();
+        assert_eq!(call.tasks(), 4);
+        (0..4 + extra).for_each(|_| call.run_task());
+        assert_eq!(call.advance(), Err(Error::Executor { expected: 4, got: (4 + extra) as usize }));
+        if extra < 0 {
+            call.run_task();
+            assert_eq!(call.advance(), Ok(false));
+            assert_eq!((call.tasks(), call.advance()), (0, Ok(false)));
+            call.run_task();
+        }
+        drop(call);
+        assert!(difference(&y, &problem.run(&Serial, Words::Best).inference).is_none());
+    }
 }
 
 /// The tests above would pass if nothing ever ran on two threads.
