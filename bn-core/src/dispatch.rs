@@ -6,7 +6,7 @@
 //! here, at the top, and everything below is `#[inline(always)]`, closures included.
 
 use crate::isa::{Isa, IsaKind};
-use crate::lanes::{Lanes, portable::Portable};
+use crate::lanes::{Base, Lanes};
 
 /// Work that is generic over the ISA.
 pub(crate) trait Task {
@@ -20,7 +20,7 @@ pub(crate) trait Task {
 #[inline(always)]
 pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
     match isa.kind() {
-        IsaKind::Portable => task.run(Portable),
+        IsaKind::Portable => task.run(Base::BASE),
         // SAFETY: an `Isa` of this kind proves the features.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         IsaKind::Avx2 => unsafe { avx2(task) },
@@ -28,7 +28,7 @@ pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         IsaKind::Avx512 => unsafe { avx512(task) },
         #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-        _ => task.run(Portable),
+        _ => task.run(Base::BASE),
     }
 }
 

@@ -240,7 +240,7 @@ fn calls(world: &SimpleCommunicator, exchange: Exchange, odd: Rank, check: bool)
     assert_eq!(again, y);
 
     // An executor that does not do its work, on a tensor that is large enough for threads.
-    let large = rows(4096, CHANNELS);
+    let large = rows(1 << 17, CHANNELS);
     let (x, mut y) = (vec![1.0; large.len()], vec![7.0; large.len()]);
     let mut bn = SyncBatchNorm::<f32>::new(world, settings).unwrap();
     if mine {

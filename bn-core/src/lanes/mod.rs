@@ -2,7 +2,8 @@
 //!
 //! A [`Lanes`] value is a token: holding one proves that the CPU has the instructions behind it.
 //! Its two vector types have the same number of lanes on every ISA (16 of f32, 8 of f64): the
-//! contract on bits is written in virtual lanes, and each ISA spreads them over the registers it has.
+//! contract on bits is written in virtual lanes, and each ISA spreads them over the registers it has,
+//! or takes them one by one ([`single`]).
 //!
 //! Every operation is one IEEE operation per lane. There is no fused multiply-add, no reduction
 //! across lanes other than [`Vector::to_f64s`] with its fixed order, and no min, max, reciprocal or
@@ -17,18 +18,40 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 #[cfg(feature = "half")]
 pub(crate) mod half;
+#[cfg_attr(any(bn_single, target_os = "none"), allow(dead_code, reason = "single lanes stand in for it"))]
 pub(crate) mod portable;
+pub(crate) mod single;
 
 use core::ops::{Add, Mul, Sub};
+
+/// What every CPU of the target has: vectors; on bare metal without any, single lanes, for the sake of
+/// size. (`--cfg bn_single` has all tests run with them on any machine.)
+#[cfg(not(any(
+    bn_single,
+    all(target_os = "none", not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))
+)))]
+pub(crate) use portable::Portable as Base;
+#[cfg(any(
+    bn_single,
+    all(target_os = "none", not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))
+))]
+pub(crate) use single::Single as Base;
 
 /// A token for one instruction set, and its two vector types.
 pub trait Lanes: Copy + Send + Sync + 'static {
     /// Planes that sums take in lockstep: as many as the registers hold sums for. It changes no bit.
     const STREAMS: usize;
+    /// Whether a vector holds one lane at a time.
+    const SINGLE: bool = false;
     /// 16 lanes of f32.
     type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
     /// 8 lanes of f64.
     type F64: Vector<Scalar = f64, Token = Self, Wide = Self::F64>;
+    /// Chooses the lane, where a vector holds one.
+    #[inline(always)]
+    fn lane(self, _: usize) -> Self {
+        self
+    }
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]
     fn fence(self) {}
@@ -167,6 +190,8 @@ pub trait Vector: Real {
     type Mask: Copy;
     /// The f64 vector of the same ISA.
     type Wide: Vector<Scalar = f64, Token = Self::Token>;
+    /// Elements that are neighbours in memory and in this vector.
+    const WIDTH: usize = Self::Scalar::LANES;
     /// How many `Wide` vectors hold the lanes of this one.
     const WIDES: usize = Self::Scalar::LANES / 8;
 
@@ -222,10 +247,12 @@ pub trait Vector: Real {
 }
 
 /// A sliding window of `LANES` zeros followed by `LANES` words of ones.
+#[cfg_attr(target_os = "none", allow(dead_code, reason = "for vectors only"))]
 #[repr(C, align(64))]
 pub(crate) struct Window<T, const N: usize>(pub(crate) [T; N]);
 
 /// For 32-bit lanes.
+#[cfg_attr(target_os = "none", allow(dead_code, reason = "for vectors only"))]
 pub(crate) static WINDOW32: Window<u32, 32> = Window({
     let mut w = [0; 32];
     let mut i = 16;
@@ -237,6 +264,7 @@ pub(crate) static WINDOW32: Window<u32, 32> = Window({
 });
 
 /// For 64-bit lanes.
+#[cfg_attr(target_os = "none", allow(dead_code, reason = "for vectors only"))]
 pub(crate) static WINDOW64: Window<u64, 16> = Window({
     let mut w = [0; 16];
     let mut i = 8;

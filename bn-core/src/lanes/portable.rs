@@ -17,6 +17,10 @@ pub(crate) struct F32(f32x16);
 #[derive(Clone, Copy)]
 pub(crate) struct F64(f64x8);
 
+impl Portable {
+    pub(crate) const BASE: Portable = Portable;
+}
+
 impl Lanes for Portable {
     const STREAMS: usize = 1;
 

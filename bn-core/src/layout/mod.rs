@@ -6,7 +6,7 @@ pub(crate) mod nhwc;
 
 use crate::element::{Element, sealed::Storage};
 use crate::kernel::{Map, Reduction};
-use crate::lanes::{Lanes, Scalar, Vector, portable::Portable};
+use crate::lanes::{Lanes, Scalar, Vector, single::Single};
 use crate::shape::{Shape, Stride};
 use grid::{Grid, Rows, div, rem};
 
@@ -335,13 +335,10 @@ unsafe fn add_in_f64<E, R, const I: usize, const J: usize, const K: usize, const
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    // SAFETY: by the caller.
-    let v = store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, from, 0) }));
     for lane in first..Compute::<E>::LANES {
-        let (mut x, mut kl) = ([0.0; J], [0.0; K]);
-        for j in 0..J {
-            x[j] = v[j][lane].to_f64();
-        }
+        let mut kl = [0.0; K];
+        // SAFETY: by the caller.
+        let x = unsafe { values_in_f64(op, from, lane) };
         for i in 0..K {
             kl[i] = k[i][lane];
         }
@@ -366,13 +363,39 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    // SAFETY: by the caller.
-    let v = store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, from, 0) }));
     let mut same = true;
     for lane in 0..Compute::<E>::LANES {
-        same &= v[R::PIVOT_OF][lane].to_f64() == pivot;
+        // SAFETY: by the caller.
+        same &= unsafe { values_in_f64(op, from, lane) }[R::PIVOT_OF] == pivot;
     }
     same
+}
+
+/// The values of one element.
+///
+/// # Safety
+/// The pointers are valid for reading element `i`.
+#[inline(always)]
+unsafe fn values_in_f64<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    from: &[*const E; I],
+    i: usize,
+) -> [f64; J]
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lane = Single::BASE;
+    let mut x = [0.0; J];
+    // SAFETY: by the caller.
+    let v = op.values(lane, unsafe { load_all(lane, from, i) });
+    for j in 0..J {
+        let mut value = Compute::<E>::ZERO;
+        // SAFETY: of a vector of one.
+        unsafe { v[j].store(&mut value) };
+        x[j] = value.to_f64();
+    }
+    x
 }
 
 /// The lanes of some vectors.
@@ -434,7 +457,7 @@ unsafe fn map_run<L, E, M, C, const I: usize, const O: usize>(
     E: Element,
     C: Constants<L, E, M, I, O>,
 {
-    let (lanes_of, period) = (Compute::<E>::LANES, constants.period());
+    let (lanes_of, period) = (<Vec<E, L>>::WIDTH, constants.period());
     // The last vector overlaps its neighbour: it is read before anything is written, as the output
     // may be the input.
     let last = width - lanes_of;
@@ -552,7 +575,7 @@ where
     let mut v = store_lanes::<L, E, J>(v);
     // SAFETY: by the caller; the array has room for every vector.
     unsafe {
-        map_lanes::<E, M, I, J, K, O>(op, &mut v, k, whole);
+        map_lanes::<E, M, I, J, K, O>(op, &mut v, <Vec<E, L>>::WIDTH, k, whole);
         Vec::<E, L>::load(lanes, v[0].as_ptr())
     }
 }
@@ -567,13 +590,14 @@ where
 unsafe fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     op: &M,
     v: &mut [[Compute<E>; MOST_LANES]; J],
+    lanes: usize,
     k: WideConstants,
     whole: bool,
 ) where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    for lane in 0..Compute::<E>::LANES {
+    for lane in 0..lanes.min(MOST_LANES) {
         let (mut x, mut kl) = ([0.0; J], [0.0; K]);
         for j in 0..J {
             x[j] = v[j][lane].to_f64();

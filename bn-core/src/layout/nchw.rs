@@ -101,26 +101,38 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                     // SAFETY: c < width, the length of all three.
                     let (constants, result, sums) =
                         unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
-                    let k = splat_all::<Vec<E, L>, K>(lanes, constants);
-                    let zero = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
                     for p in p0..p1 {
                         let piece = geo.piece(p, lanes_of);
-                        let mut acc = zero;
-                        if v > v0 {
+                        for lane in 0..if L::SINGLE { lanes_of } else { 1 } {
+                            let lanes = lanes.lane(lane);
+                            let k = splat_all::<Vec<E, L>, K>(lanes, constants);
+                            let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
+                            if v > v0 {
+                                for n in 0..N {
+                                    // SAFETY: N vectors per channel were carved; the block's first visit
+                                    // has written them.
+                                    acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
+                                }
+                            }
+                            // SAFETY: the visit's images and the piece are inside the geometry.
+                            acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, piece, &k, acc, stage) };
                             for n in 0..N {
-                                // SAFETY: N vectors per channel were carved; the block's first visit
-                                // has written them.
-                                acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
+                                if L::SINGLE || v + 1 < v1 {
+                                    // SAFETY: as for the load above.
+                                    unsafe { acc[n].store(sums.add(n * lanes_of)) };
+                                } else {
+                                    result[n] += acc[n].sum_f64();
+                                }
                             }
                         }
-                        // SAFETY: the visit's images and the piece are inside the geometry.
-                        acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, piece, &k, acc, stage) };
-                        for n in 0..N {
-                            if v + 1 < v1 {
-                                // SAFETY: as for the load above.
-                                unsafe { acc[n].store(sums.add(n * lanes_of)) };
-                            } else {
-                                result[n] += acc[n].sum_f64();
+                        if L::SINGLE && v + 1 == v1 {
+                            for n in 0..N {
+                                let mut wide = [0.0; MOST_LANES];
+                                for lane in 0..lanes_of {
+                                    // SAFETY: as above; all lanes have been written.
+                                    wide[lane] = unsafe { *sums.add(n * lanes_of + lane) }.to_f64();
+                                }
+                                result[n] += tree(wide);
                             }
                         }
                     }
@@ -344,7 +356,7 @@ where
     while i < SAMPLES {
         // SAFETY: the arrays have SAMPLES elements, a whole number of vectors.
         unsafe { op.values(lanes, load_all(lanes, &from, i))[R::PIVOT_OF].store(v.as_mut_ptr().add(i)) };
-        i += Compute::<E>::LANES;
+        i += <Vec<E, L>>::WIDTH;
     }
     let base = v[0];
     for v in &mut v {

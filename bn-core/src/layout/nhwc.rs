@@ -9,11 +9,11 @@
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
     Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, finish,
-    load_all, map_in_f64, map_run, splat_all, staged, store_all, store_lanes, words_for,
+    load_all, map_in_f64, map_run, splat_all, staged, store_all, values_in_f64, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
-use crate::lanes::{Lanes, Scalar, Vector, portable::Portable};
+use crate::lanes::{Lanes, Scalar, Vector};
 
 /// The part of a row that belongs to a range of channels.
 #[derive(Clone, Copy)]
@@ -80,7 +80,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes_of = Compute::<E>::LANES;
+    let lanes_of = <Vec<E, L>>::WIDTH;
     let seg = Segment::new(geo, channels, lanes_of);
     let slots = seg.groups * lanes_of;
     let mut carve = Carve::new(scratch);
@@ -145,7 +145,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
                 // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
                 unsafe {
-                    if visit.count == 4 && !staged {
+                    if !L::SINGLE && visit.count == 4 && !staged {
                         let mut rows = [[core::ptr::null(); I]; 4];
                         for t in 0..4 {
                             rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
@@ -186,7 +186,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             while c < channels.end {
                 let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
                 // SAFETY: the cell is inside the geometry.
-                let (k, sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
+                let (k, sums) = unsafe { totals::<L, E, R, I, J, K, N>(op, geo, from, seg, &t, channels, group, g) };
                 for l in 0..(group.end - c).min(MOST_LANES) {
                     if !R::good(&sums[l], n as f64)
                         && let Some(better) = R::repivot(k[l], &sums[l], n as f64)
@@ -209,7 +209,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     while c < channels.end {
         let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
         // SAFETY: the cell is inside the geometry.
-        let (mut k, mut sums) = unsafe { totals(op, geo, from, seg, &t, channels, group, g) };
+        let (mut k, mut sums) = unsafe { totals::<L, E, R, I, J, K, N>(op, geo, from, seg, &t, channels, group, g) };
         let mut good = [true; MOST_LANES];
         for l in 0..(group.end - c).min(MOST_LANES) {
             good[l] = R::good(&sums[l], n as f64);
@@ -236,7 +236,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
 /// # Safety
 /// The tables are those of the segment; the places are valid for reading all rows of the geometry.
 #[inline(always)]
-unsafe fn totals<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+unsafe fn totals<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     geo: &Rows,
     from: &[Place<E>; I],
@@ -247,6 +247,7 @@ unsafe fn totals<E, R, const I: usize, const J: usize, const K: usize, const N: 
     g: usize,
 ) -> ([[f64; K]; MOST_LANES], [[f64; N]; MOST_LANES])
 where
+    L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
@@ -262,7 +263,7 @@ where
             for a in e..e + geo.adjacent {
                 for n in 0..N {
                     // SAFETY: the slot of an element of the segment.
-                    sums[l][n] += unsafe { *t.results.add(n * t.slots + seg.slot(a, Compute::<E>::LANES)) };
+                    sums[l][n] += unsafe { *t.results.add(n * t.slots + seg.slot(a, <Vec<E, L>>::WIDTH)) };
                 }
             }
             e += base;
@@ -330,7 +331,7 @@ unsafe fn go<L, E, R, const I: usize, const J: usize, const K: usize, const N: u
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes_of = Compute::<E>::LANES;
+    let lanes_of = <Vec<E, L>>::WIDTH;
     for j in 0..seg.groups {
         let (off, slot) = (seg.offset(j, lanes_of), j * lanes_of);
         // SAFETY: the group lies in the segment, its slots in the tables.
@@ -403,35 +404,32 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     // SAFETY: by the caller.
-    let v = unsafe { values_of(op, from, geo.folded * geo.fold, channel * geo.adjacent, 1) };
-    let k = v[R::PIVOT_OF][0];
-    if k.to_f64().is_finite() { k } else { Compute::<E>::ZERO }
+    let v = unsafe { values_of(op, from, geo.folded * geo.fold, channel * geo.adjacent) };
+    let k = v[R::PIVOT_OF];
+    if k.is_finite() { Compute::<E>::from_f64(k) } else { Compute::<E>::ZERO }
 }
 
-/// At most a vector of values from an unfolded row; the rest are those of zeros.
+/// The values of an element of an unfolded row, in f64.
 ///
 /// # Safety
-/// The places are valid for reading them.
+/// The places are valid for reading it.
 #[inline(always)]
 unsafe fn values_of<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     from: &[Place<E>; I],
     row: usize,
-    start: usize,
-    count: usize,
-) -> [[Compute<E>; MOST_LANES]; J]
+    i: usize,
+) -> [f64; J]
 where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let (mut buffer, mut at) = ([[E::zeroed(); MOST_LANES]; I], [core::ptr::null(); I]);
-    for i in 0..I {
-        // SAFETY: by the caller; the buffer holds a vector.
-        unsafe { from[i].copy(from[i].row(row), start, count, buffer[i].as_mut_ptr(), Direction::In) };
-        at[i] = buffer[i].as_ptr();
+    let mut at = [core::ptr::null(); I];
+    for j in 0..I {
+        at[j] = from[j].element(from[j].row(row), i).cast_const();
     }
-    // SAFETY: the buffers hold a vector each.
-    store_lanes::<Portable, E, J>(op.values(Portable, unsafe { load_all(Portable, &at, 0) }))
+    // SAFETY: by the caller.
+    unsafe { values_in_f64(op, &at, 0) }
 }
 
 /// Calls `each` with every element that some channels, at most [`MOST_LANES`], have in unfolded rows
@@ -453,19 +451,9 @@ unsafe fn for_each<E, R, const I: usize, const J: usize, const K: usize, const N
 {
     let (start, end) = (channels.first * geo.adjacent, channels.end * geo.adjacent);
     for row in first..first + count {
-        let mut e = start;
-        while e < end {
-            let width = Compute::<E>::LANES.min(end - e);
+        for e in start..end {
             // SAFETY: by the caller.
-            let v = unsafe { values_of(op, from, row, e, width) };
-            for lane in 0..width.min(MOST_LANES) {
-                let mut x = [0.0; J];
-                for j in 0..J {
-                    x[j] = v[j][lane].to_f64();
-                }
-                each(div(e - start + lane, geo.adjacent) % MOST_LANES, x);
-            }
-            e += width;
+            each(div(e - start, geo.adjacent) % MOST_LANES, unsafe { values_of(op, from, row, e) });
         }
     }
 }
@@ -620,7 +608,7 @@ where
         // each input.
         let x = unsafe {
             let stage = buffer.as_mut_ptr().cast();
-            load_all(lanes, &Place::rows_of(from, geo, row, start, Compute::<E>::LANES, stage), 0)
+            load_all(lanes, &Place::rows_of(from, geo, row, start, <Vec<E, L>>::WIDTH, stage), 0)
         };
         let v = op.values(lanes, x)[R::PIVOT_OF];
         if i == 0 {
@@ -786,7 +774,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let lanes_of = Compute::<E>::LANES;
+    let lanes_of = <Vec<E, L>>::WIDTH;
     // SAFETY: the vectors lie in the row.
     unsafe {
         let from = Place::rows_of(from, geo, row, start, width, stage);
