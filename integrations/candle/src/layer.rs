@@ -3,7 +3,7 @@
 use crate::op::{Float, dispatch, inference, parameter, training};
 use crate::{NAME, wrap};
 use bn_core::{Moments, RunningStats};
-use candle_core::{DType, Error, ModuleT, Result, Tensor, Var, WithDType, bail};
+use candle_core::{DType, Error, ModuleT, Result, Tensor, Var, bail};
 use candle_nn::{BatchNormConfig, Init, VarBuilder};
 
 /// A layer with running statistics, after [`candle_nn::BatchNorm`]: `forward_t(x, true)` normalizes by the batch and
@@ -93,14 +93,6 @@ impl BatchNorm {
         set(&self.running_mean, mean)?;
         set(&self.running_var, var)
     }
-
-    /// The statistics' type is checked before anything is calculated or moved.
-    fn check<T: Float>(&self) -> Result<()> {
-        match self.running_mean.dtype() {
-            dtype if dtype == T::Param::DTYPE => Ok(()),
-            got => Err(Error::UnexpectedDType { msg: "running_mean", expected: T::Param::DTYPE, got }.bt()),
-        }
-    }
 }
 
 impl ModuleT for BatchNorm {
@@ -109,7 +101,6 @@ impl ModuleT for BatchNorm {
             return inference(x, self.affine(), &self.running_mean, &self.running_var, self.epsilon);
         }
         fn train_of<T: Float>(layer: &BatchNorm, x: &Tensor) -> Result<Tensor> {
-            layer.check::<T>()?;
             let (y, moments) = training(x, layer.affine(), layer.epsilon)?;
             layer.update::<T>(&moments)?;
             Ok(y)

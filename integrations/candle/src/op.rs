@@ -149,13 +149,10 @@ impl<T: Float> BatchNormOp<T> {
         dy: &Tensor,
         wanted: [bool; 3],
     ) -> Result<[Option<Tensor>; 3]> {
-        let dy = match view::stride(self.order, dy.layout()) {
-            Some(_) => dy.clone(),
-            None => dy.contiguous()?,
-        };
-        let stride =
-            |t: &Tensor| view::stride(self.order, t.layout()).ok_or(Error::RequiresContiguous { op: NAME }.bt());
-        let strides = Strides { x: stride(x)?, dy: stride(&dy)?, ..Strides::DENSE };
+        // candle's gradients are sums, which are dense; this copies what is not.
+        let dy = dy.contiguous()?;
+        let stride = view::stride(self.order, x.layout()).ok_or(Error::RequiresContiguous { op: NAME })?;
+        let strides = Strides { x: stride, ..Strides::DENSE };
         let bn = self.plan(x.dims())?.with_strides(strides).map_err(wrap)?;
         let gamma = gamma.map(Tensor::to_vec1::<T::Param>).transpose()?;
 

@@ -360,6 +360,12 @@ fn errors_are_candles() -> Result<()> {
     let error = new(&case.mean, &case.var.to_dtype(DType::F64)?, 0.1);
     assert!(matches!(error, Error::UnexpectedDType { msg: "running_var", .. }), "{error}");
 
+    // Statistics of another type, found after the batch's.
+    let plain = BatchNorm::new(&case.mean, &case.var, None, EPSILON, MOMENTUM)?;
+    let error = without_backtrace(plain.forward_t(&x.to_dtype(DType::F64)?, true).unwrap_err());
+    assert!(matches!(error, Error::UnexpectedDType { msg: "running_mean", .. }), "{error}");
+    assert_eq!(plain.running_mean().to_vec1::<f32>()?, case.mean.to_vec1::<f32>()?);
+
     // Empty batches are legal where nothing is made of them.
     for dims in [[0, 4, 6], [5, 4, 0]] {
         let x = Var::zeros(&dims, DType::F32, &CPU)?;
