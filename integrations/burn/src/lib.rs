@@ -76,9 +76,10 @@ pub fn forward<const D: usize>(layer: &BatchNorm, x: Tensor<D>) -> Result<Tensor
         let [mean, variance] = [&layer.running_mean, &layer.running_var].map(|s| s.value().to_device(&device));
         return inference(x, gamma, beta, mean, variance, layer.epsilon);
     }
+    let [old_mean, old_var] = [&layer.running_mean, &layer.running_var].map(|s| s.value_sync().to_device(&device));
+    check(&x, layer.epsilon, [("running_mean", &old_mean), ("running_var", &old_var)])?;
     let Training { y, mean, variance } = training(x, gamma, beta, layer.epsilon)?;
-    for (running, new) in [(&layer.running_mean, mean), (&layer.running_var, variance)] {
-        let old = running.value_sync().to_device(&device);
+    for (running, old, new) in [(&layer.running_mean, old_mean, mean), (&layer.running_var, old_var, variance)] {
         let blend = old.mul_scalar(1.0 - layer.momentum).add(new.detach().mul_scalar(layer.momentum));
         running.update(blend.detach());
     }

@@ -320,16 +320,24 @@ fn errors_come_before_anything_moves() {
     };
 
     let error = forward(layer, case.x.clone().narrow(1, 0, 3)).unwrap_err();
-    assert_eq!(error.to_string(), "gamma has 4 elements, expected 3");
-    assert_eq!(core(error), bn_core::Error::Length { what: "gamma", expected: 3, got: 4 });
+    assert_eq!(error.to_string(), "running_mean has 4 elements, expected 3");
+    assert_eq!(core(error), bn_core::Error::Length { what: "running_mean", expected: 3, got: 4 });
+    let wider = BatchNorm { gamma: Case::new([5, 7, 6], DType::F32).layer.gamma, ..layer.clone() };
+    let error = forward(&wider, case.x.clone()).unwrap_err();
+    assert_eq!(core(error), bn_core::Error::Length { what: "gamma", expected: 4, got: 7 });
     let error = forward(layer, case.x.clone().narrow(0, 0, 1).narrow(2, 0, 1)).unwrap_err();
     assert_eq!(core(error), bn_core::Error::TooFewValues { expected: 2, got: 1 });
     let error = forward(layer, case.x.clone().cast(DType::F64)).unwrap_err();
+    assert!(matches!(error, Error::DType { what: "running_mean", got: DType::F32 }), "{error}");
+    let error = training(case.x.clone().cast(DType::F64), layer.gamma.val(), layer.beta.val(), EPSILON).unwrap_err();
     assert!(matches!(error, Error::DType { what: "gamma", got: DType::F32 }), "{error}");
     let error = forward(layer, case.x.clone().reshape([120])).unwrap_err();
     assert!(matches!(error, Error::Rank { got: 1 }), "{error}");
     let error = forward(&BatchNorm { epsilon: -1.0, ..layer.clone() }, case.x.clone()).unwrap_err();
     assert_eq!(core(error), bn_core::Error::Epsilon { got: -1.0 });
+    let of_another_type = RunningState::new(copy(&layer.running_var.value(), DType::F64));
+    let error = forward(&BatchNorm { running_var: of_another_type, ..layer.clone() }, case.x.clone()).unwrap_err();
+    assert!(matches!(error, Error::DType { what: "running_var", got: DType::F64 }), "{error}");
     assert_eq!(values(&layer.running_mean.value_sync()), before);
 
     // Empty batches are legal where nothing is made of them.
@@ -337,4 +345,6 @@ fn errors_come_before_anything_moves() {
     let empty = Tensor::<3>::zeros([0, 4, 6], &case.x.device());
     let y = inference(empty, layer.gamma.val(), layer.beta.val(), mean, var, EPSILON).unwrap();
     assert_eq!(y.dims(), [0, 4, 6]);
+    let gradients = (y.sum() + layer.gamma.val().sum()).backward();
+    assert_eq!(values(&layer.gamma.val().grad(&gradients).unwrap()), [1.0; 4]);
 }

@@ -56,7 +56,7 @@ impl BatchNorm {
         })
     }
 
-    /// From a checkpoint, or for one: the names are those of [`candle_nn::batch_norm`].
+    /// From a checkpoint, or for one: the names are those of [`candle_nn::batch_norm()`].
     ///
     /// # Errors
     /// As [`BatchNorm::new`], and where the configuration does not remove the mean, which bn-core always does.
