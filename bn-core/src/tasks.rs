@@ -53,6 +53,7 @@ pub struct Tasks<'a, T: Element> {
 }
 
 /// What is called.
+#[allow(clippy::large_enum_variant, reason = "there is no heap to put the large one on")]
 enum Call<'a, T: Element> {
     Training { at: Operands<T>, affine: Affine<'a, T::Param>, moments: Shared<Moments> },
     Inference { at: Operands<T>, affine: Affine<'a, T::Param>, mean: &'a [T::Param], var: &'a [T::Param] },

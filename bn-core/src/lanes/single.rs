@@ -114,8 +114,8 @@ where
     }
     #[inline(always)]
     fn finite(self) -> bool {
-        // ∞ − ∞ and NaN − NaN are NaN.
-        self.value - self.value == S::ZERO
+        // ∞·0 is NaN.
+        self.value * S::ZERO == S::ZERO
     }
     #[inline(always)]
     fn all(mask: bool) -> bool {
