@@ -597,6 +597,41 @@ fn dy_with_a_far_mean_by_stages() {
     far_dy(true);
 }
 
+/// A channel whose dy is all masked, and whose x has an infinite element, has the same gradients whichever
+/// channels are beside it: 0·∞ is not summed or left out as they want.
+#[test]
+fn infinite_channels_do_not_look_at_others() {
+    for layout in [Layout::Nhwc, Layout::Nchw] {
+        let shape = Shape::new(layout, 6, 20, &[7]).unwrap();
+        let (mean, var) = (vec![1.0f32; 20], vec![2.0; 20]);
+        let dgamma = |beside: f32, isa: Isa| {
+            let mut x = vec![1.5f32; shape.len()];
+            for (channel, v) in [(3, f32::INFINITY), (4, beside)] {
+                x[places(shape, channel).nth(5).unwrap()] = v;
+            }
+            // Channel 3 is masked, 4 is not.
+            let mut y = vec![1.0f32; shape.len()];
+            places(shape, 3).for_each(|i| y[i] = -1.0);
+            let dy: Vec<f32> = (0..shape.len()).map(|i| (i % 5) as f32).collect();
+            let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap().with_isa(isa);
+            let bn = bn.with_activation(Activation::Relu).unwrap();
+            let statistics = Statistics::Rounded { mean: &mean, var: &var };
+            let rounded = BackwardInput { x: &x, y: Some(&y), dy: &dy, gamma: None, statistics };
+            let frozen = BackwardInput { statistics: Statistics::Running { mean: &mean, var: &var }, ..rounded };
+            let mut workspace = vec![0; bn.workspace_best(Op::Backward, 1)];
+            [rounded, frozen].map(|input| {
+                let mut dgamma = vec![0.0; 20];
+                let gradients = Gradients { dgamma: Some(&mut dgamma), ..Gradients::default() };
+                bn.backward(input, gradients, Run::serial(&mut workspace)).unwrap();
+                dgamma[3].bits()
+            })
+        };
+        for isa in Isa::available() {
+            assert_eq!(dgamma(1.0, isa), dgamma(f32::INFINITY, isa), "{layout:?} with {isa:?}");
+        }
+    }
+}
+
 /// The backward pass of `p` is within rounding of the reference.
 fn near(p: &Problem<f32>, f: &Forward<f32>, b: &Backward<f32>) -> Result<(), TestCaseError> {
     let exact = p.exact_forward();

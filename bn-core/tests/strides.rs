@@ -6,18 +6,7 @@ use bn_core::{
     Statistics, Stride, Strides,
 };
 use common::problem::{Backward, Problem, Real, bits, moment_bits, random, with_workspace};
-use common::{Random, places};
-
-/// Where element `i` of a dense tensor is in a strided one; strides as [`Stride`] has them.
-fn place(shape: Shape, s: Stride, i: usize) -> usize {
-    let (runs, run) = match shape.layout() {
-        Layout::Nchw => (shape.channels(), shape.spatial()),
-        _ => (shape.spatial(), shape.channels()),
-    };
-    let inner = if s.inner == 0 { run } else { s.inner };
-    let batch = if s.batch == 0 { runs * inner } else { s.batch };
-    i / (runs * run) * batch + i / run % runs * inner + i % run
-}
+use common::{Random, place, places, stride};
 
 /// Filled with a value that no call may change, and that no result may depend on.
 const GAP: f64 = 12345.0;
@@ -41,22 +30,6 @@ fn collect<T: Real>(shape: Shape, s: Stride, strided: &[T]) -> Vec<T> {
     }
     assert!(gaps.iter().all(|&v| v == T::of(GAP)), "written between the elements of {shape:?}, {s:?}");
     out
-}
-
-/// Strides of some kind: dense, a slice of a wider tensor, gaps of all kinds, images inside runs.
-fn stride(shape: Shape, kind: usize, r: &mut Random) -> Stride {
-    let (runs, run) = match shape.layout() {
-        Layout::Nchw => (shape.channels(), shape.spatial()),
-        _ => (shape.spatial(), shape.channels()),
-    };
-    let inner = run + r.below(20);
-    match kind {
-        0 => Stride::default(),
-        1 => Stride { batch: 0, inner },
-        2 => Stride { batch: runs * run + 1 + r.below(40), inner: 0 },
-        3 => Stride { batch: runs * inner + r.below(40), inner },
-        _ => Stride { batch: inner, inner: shape.batch() * inner + r.below(9) },
-    }
 }
 
 fn check<T: Real>(shape: Shape, strides: Strides, activation: Activation, residual: bool, seed: u64, isa: Isa) {

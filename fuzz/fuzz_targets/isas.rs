@@ -1,4 +1,4 @@
-//! The same bits from every instruction set, also where elements are not finite.
+//! The same bits from every instruction set, with any workspace, also where elements are not finite.
 #![no_main]
 
 use bn_core::Isa;
@@ -16,8 +16,7 @@ fn go<T: Number>(input: &Input) {
         let v = <T as Scalar>::of(wild[(input.choice as usize >> (3 * i)) % 4]);
         if i % 2 == 0 { p.x[at] = v } else { p.dy[at] = v }
     }
-    let of = |isa: Isa| {
-        let how = How { isa, ..input.how() };
+    let of = |how: How<'_>| {
         let forward = p.forward(how);
         let ways = [Through::Batch, Through::Rounded];
         let mut gradients = p.backward(how, &forward, ways[input.through as usize % 2]).bits();
@@ -25,9 +24,9 @@ fn go<T: Number>(input: &Input) {
         let inference: Vec<u64> = p.inference(how).into_iter().map(|y| y.bits()).collect();
         (forward.bits(), inference, gradients)
     };
-    let portable = of(Isa::PORTABLE);
+    let portable = of(How { isa: Isa::PORTABLE, ..How::default() });
     for isa in Isa::available() {
-        let got = of(isa);
+        let got = of(How { isa, ..input.how() });
         assert!(got.0 == portable.0, "training differs on {isa:?}");
         assert!(got.1 == portable.1, "inference differs on {isa:?}");
         assert!(got.2 == portable.2, "gradients differ on {isa:?}");

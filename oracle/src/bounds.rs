@@ -143,6 +143,8 @@ pub mod limit {
     pub const DGAMMA: f64 = 285.0;
     /// dbeta through batch statistics.
     pub const DBETA: f64 = 64.0;
+    /// Roundings in f64 of each shard's mean, for up to four of them: to join it, and in what is made of it.
+    pub const SHARDS: f64 = 8.0;
     /// By how much the bounds of sums grow for f64: a block that is done again is one chain of up to 256
     /// additions, which is nothing in the f64 behind f32, and all that f64 has.
     pub const AGAIN: f64 = 9.0;
@@ -241,9 +243,9 @@ pub struct Gradients {
     pub dgamma: f64,
     /// Batch: of n·A + |dβ|. Given: of Σ |dz|.
     pub dbeta: f64,
-    /// |mean dz|/A: by how much more the sums of shards may be wrong, whose Σ (x − mean) is not 0 but
-    /// measured, and multiplies the mean of dy.
-    pub drown: f64,
+    /// By how many units more dx and dgamma may be wrong that were made from the sums of shards: what the f64 of
+    /// Σ (x − mean) rounds, times the mean of dz.
+    pub shards: f64,
 }
 
 /// What a backward pass has made of a channel. Empty, or `None`: not asked for.
@@ -287,8 +289,11 @@ pub fn backward(
         let mean_dz = b.mean_dz();
         let spread = (0..x.len()).fold(0.0f64, |m, i| m.max(((dz[i] - mean_dz.hi) - mean_dz.lo).abs()))
             + format.kept * mean_dz.hi.abs();
-        out.drown = if mean_dz.hi == 0.0 { 0.0 } else { mean_dz.hi.abs() / spread };
         let (sigma, kept) = (channel.variance().hi.sqrt(), format.kept * mean.hi.abs());
+        if mean_dz.hi != 0.0 {
+            let lost = limit::SHARDS * Format::F64.unit / format.unit * (sigma + mean.hi.abs());
+            out.shards = lost * (mean_dz.hi.abs() / spread) / (sigma + kept).max(f64::MIN_POSITIVE);
+        }
         sums = n * spread + dbeta.hi.abs();
         dots = n * spread * (sigma + kept) * r;
         let flat = s * spread * (1.0 + kept * r);

@@ -573,6 +573,11 @@ where
         // SAFETY: as above.
         unsafe { add_rows(op, geo, from, channels, rest, &k, &mut sums) };
         for l in 0..MOST_LANES {
+            // Those keep their 0, whichever channels they are done with: beside an infinite value of x the sum
+            // would be 0·∞.
+            if same[l] {
+                continue;
+            }
             all[l] = (k[l], sums[l]);
             if pass + 1 < R::PASSES {
                 k[l] = R::recentre(k[l], sums[l], per_n);

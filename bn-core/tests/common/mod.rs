@@ -2,9 +2,11 @@
 //! no vectors. And what several test files share.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[cfg(unix)]
+pub mod guard;
 pub mod problem;
 
-use bn_core::{Layout, Shape};
+use bn_core::{Layout, Shape, Stride};
 
 /// The places of a channel's elements, in order of image and position.
 pub fn places(shape: Shape, channel: usize) -> impl Iterator<Item = usize> + Clone {
@@ -16,6 +18,33 @@ pub fn places(shape: Shape, channel: usize) -> impl Iterator<Item = usize> + Clo
             _ => unreachable!(),
         })
     })
+}
+
+/// Where element `i` of a dense tensor is in a strided one; strides as [`Stride`] has them.
+pub fn place(shape: Shape, s: Stride, i: usize) -> usize {
+    let (runs, run) = match shape.layout() {
+        Layout::Nchw => (shape.channels(), shape.spatial()),
+        _ => (shape.spatial(), shape.channels()),
+    };
+    let inner = if s.inner == 0 { run } else { s.inner };
+    let batch = if s.batch == 0 { runs * inner } else { s.batch };
+    i / (runs * run) * batch + i / run % runs * inner + i % run
+}
+
+/// Strides of some kind: dense, a slice of a wider tensor, gaps of all kinds, images inside runs.
+pub fn stride(shape: Shape, kind: usize, r: &mut Random) -> Stride {
+    let (runs, run) = match shape.layout() {
+        Layout::Nchw => (shape.channels(), shape.spatial()),
+        _ => (shape.spatial(), shape.channels()),
+    };
+    let inner = run + r.below(20);
+    match kind {
+        0 => Stride::default(),
+        1 => Stride { batch: 0, inner },
+        2 => Stride { batch: runs * run + 1 + r.below(40), inner: 0 },
+        3 => Stride { batch: runs * inner + r.below(40), inner },
+        _ => Stride { batch: inner, inner: shape.batch() * inner + r.below(9) },
+    }
 }
 
 /// What the reference knows of a channel.

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The tests with each instruction set by force, under the address sanitizer, and under valgrind.
+#
+#   ci/isas.sh                    all of it
+#   ci/isas.sh forced|asan|valgrind
+#
+# Needs an x86-64 with AVX2, a nightly toolchain, and valgrind (apt-get install valgrind). AVX-512 is
+# left out, and that is said, where the CPU has none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+HOST=x86_64-unknown-linux-gnu
+step() { printf '\n== %s\n' "$*"; }
+die() { printf 'isas: %s\n' "$*" >&2; exit 1; }
+
+# The instructions that a layer gets: a line isa=NAME, or refused=NAME.
+report() { cargo test -q -p bn-std --test isa -- --exact report --nocapture --test-threads=1; }
+
+# bn-core takes its instructions from its caller, and its tests go through all of them; bn-std reads BN_ISA.
+forced() {
+    local isa answer
+    for isa in portable avx2 avx512; do
+        answer=$(BN_ISA=$isa report)
+        case $answer in
+            *"isa=$isa"*)
+                step "bn-std, BN_ISA=$isa"
+                BN_ISA=$isa cargo test -p bn-std --all-features
+                ;;
+            *"refused=$isa"*)
+                [ "$isa" = avx512 ] || die "this CPU has no $isa"
+                step "BN_ISA=$isa: left out, this CPU has none"
+                ;;
+            *) die "BN_ISA=$isa: $answer" ;;
+        esac
+    done
+}
+
+asan() {
+    step 'address sanitizer: bn-core, bn-std'
+    # In a directory of its own: other flags, another compiler. No doctests, which would want the flags for rustdoc too.
+    RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target "$HOST" --target-dir target/asan \
+        -p bn-core --features half --lib --tests
+    RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target "$HOST" --target-dir target/asan \
+        -p bn-std --all-features --lib --tests
+}
+
+memcheck() {
+    command -v valgrind >/dev/null || die 'valgrind is missing: apt-get install valgrind'
+    # It has no AVX-512 and says so to programs, so the best that they find is AVX2.
+    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='valgrind --quiet --error-exitcode=9'
+    step 'valgrind: the instructions it has'
+    local answer
+    answer=$(report)
+    case $answer in *isa=avx2*) echo 'avx2' ;; *) die "not AVX2 under valgrind: $answer" ;; esac
+    step 'valgrind: the sizes of bn-core'
+    cargo test -p bn-core --test sizes
+}
+
+case ${1:-all} in
+    forced) forced ;;
+    asan) asan ;;
+    valgrind) memcheck ;;
+    all) forced; asan; memcheck ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
