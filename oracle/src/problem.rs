@@ -319,6 +319,11 @@ impl<T: Number> Problem<T> {
             dz.push(T::Param::of(exact.hi).wide());
             assert_eq!(made.dresidual[at], <T as Scalar>::of(dz[i]), "dresidual of {dy:e}", dy = dy[i]);
         }
+        // The slope of a leaky rectifier may take dy beyond the range: then there is nothing to be exact about.
+        if dz.iter().any(|v| v.is_infinite()) {
+            assert!(!made.dbeta[c].wide().is_finite(), "dbeta of {c} is {:?}, of infinite addends", made.dbeta[c]);
+            return bounds::Gradients::default();
+        }
         let dx = self.gather(c, &made.dx);
         let made = Made { dx: &dx, dgamma: Some(made.dgamma[c].wide()), dbeta: Some(made.dbeta[c].wide()) };
         let gamma = self.parameters(c).gamma;

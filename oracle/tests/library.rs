@@ -168,3 +168,20 @@ fn a_slope_brings_back_what_overflows() {
         }
     }
 }
+
+/// dy that the slope of a leaky rectifier takes beyond the range: dresidual is infinite, and so is dbeta; the other
+/// channel is as right as ever.
+#[test]
+fn a_slope_may_overflow() {
+    let (x, dy) = ([-1.0, 1.0, 2.0, -2.0], [3e38, 1.0, 2.0, 3.0]);
+    let mut p = problem(Shape::nhwc(4, 2, &[]).unwrap(), &x, &dy);
+    p.activation = Activation::LeakyRelu(4.0);
+    p.dy[1] = 1.0;
+    let forward = p.forward(How::default());
+    let made = p.backward(How::default(), &forward, Through::Batch);
+    assert_eq!(made.dresidual[0], f32::INFINITY);
+    assert_eq!(made.dbeta[0], f32::INFINITY);
+    assert_eq!(p.judge_backward(0, &forward, &made, Through::Batch), bn_oracle::bounds::Gradients::default());
+    let e = p.judge_backward(1, &forward, &made, Through::Batch);
+    assert!(e.dx <= limit::CONTRACT && e.dgamma <= limit::CONTRACT && e.dbeta <= limit::CONTRACT, "{e:?}");
+}
