@@ -50,34 +50,59 @@ impl Activation {
             _ => None,
         }
     }
+}
+
+/// An activation as the kernels apply it: all of them by the same few instructions, as a jump to one of
+/// four for each vector took a third of the time where the data are in cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rectifier {
+    /// It does nothing.
+    pub(crate) plain: bool,
+    /// What is below `lo` is multiplied by the slope; else it becomes `lo`.
+    leaky: bool,
+    /// The gradient ends at `hi`.
+    clamp: bool,
+    slope: f64,
+    lo: f64,
+    hi: f64,
+}
+
+impl From<Activation> for Rectifier {
+    fn from(activation: Activation) -> Self {
+        const INFINITY: f64 = f64::INFINITY;
+        let none = Rectifier { plain: false, leaky: false, clamp: false, slope: 0.0, lo: 0.0, hi: INFINITY };
+        match activation {
+            Activation::Identity => Rectifier { plain: true, lo: -INFINITY, ..none },
+            Activation::Relu => none,
+            Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope, ..none },
+            Activation::Clamp { lo, hi } => Rectifier { clamp: true, lo, hi, ..none },
+        }
+    }
+}
+
+impl Rectifier {
+    /// Whether it may bring a value that has overflowed back.
+    pub(crate) fn shrinks(self) -> bool {
+        self.leaky
+    }
 
     #[inline(always)]
     pub(crate) fn forward<R: Real>(self, token: R::Token, z: R) -> R {
-        let zero = R::constant(token, 0.0);
-        match self {
-            Activation::Identity => z,
-            Activation::Relu => z.if_less(zero, zero, z),
-            Activation::LeakyRelu { slope } => z.if_less(zero, z * R::constant(token, slope), z),
-            Activation::Clamp { lo, hi } => {
-                let (lo, hi) = (R::constant(token, lo), R::constant(token, hi));
-                let z = z.if_less(lo, lo, z);
-                hi.if_less(z, hi, z)
-            }
-        }
+        let (lo, hi) = (R::constant(token, self.lo), R::constant(token, self.hi));
+        let low = if self.leaky { z * R::constant(token, self.slope) } else { lo };
+        let z = z.if_less(lo, low, z);
+        hi.if_less(z, hi, z)
     }
 
     /// The gradient before the activation, from the output and the gradient behind it.
     #[inline(always)]
     pub(crate) fn backward<R: Real>(self, token: R::Token, y: R, dy: R) -> R {
-        let zero = R::constant(token, 0.0);
-        match self {
-            Activation::Identity => dy,
-            Activation::Relu => zero.if_less(y, dy, zero),
-            Activation::LeakyRelu { slope } => zero.if_less(y, dy, dy * R::constant(token, slope)),
-            Activation::Clamp { lo, hi } => {
-                let (lo, hi) = (R::constant(token, lo), R::constant(token, hi));
-                lo.if_less(y, y.if_less(hi, dy, zero), zero)
-            }
+        if self.plain {
+            return dy;
         }
+        let (lo, hi, zero) = (R::constant(token, self.lo), R::constant(token, self.hi), R::constant(token, 0.0));
+        let below = if self.leaky { dy * R::constant(token, self.slope) } else { zero };
+        let inside = if self.clamp { y.if_less(hi, dy, zero) } else { dy };
+        lo.if_less(y, inside, below)
     }
 }

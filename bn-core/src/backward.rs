@@ -1,6 +1,6 @@
 //! The backward pass, and its two stages.
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Rectifier};
 use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::Element;
 use crate::engine::Sink;
@@ -547,7 +547,7 @@ impl<T: Element> BatchNorm<T> {
         let off = if let About::Known(off) = about { off } else { &|_| 0.0 };
         let sink = SumSink { sums, first: band.first, centre, off, round: |v| T::Param::from_f64(v).to_f64() };
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
-        let op = GradientSums { activation: self.activation, inverse: view.inverse(), pivot, centre };
+        let op = GradientSums { activation: self.activation.into(), inverse: view.inverse(), pivot, centre };
         // SAFETY: by the caller; sums only read.
         unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), measure, band, &sink, run) }
     }
@@ -579,7 +579,7 @@ impl<T: Element> BatchNorm<T> {
                 }
             }
         })?;
-        let (e, activation, inputs) = (&self.engine, self.activation, view.inputs());
+        let (e, activation, inputs) = (&self.engine, self.activation.into(), view.inputs());
         let dx = output.dx.map(|dx| self.place(Operand::Dx, dx));
         let dr = output.dresidual.map(|dr| self.place(Operand::Dresidual, dr));
         let frozen = matches!(statistics, Statistics::Running { .. });
@@ -642,8 +642,8 @@ impl<T: Element> View<'_, T> {
     fn inputs(&self) -> Backward<T> {
         Backward { x: self.x, dy: self.dy, y: self.y }
     }
-    fn inverse(&self) -> Activation {
-        self.output.as_ref().map_or(Activation::Identity, |o| o.0)
+    fn inverse(&self) -> Rectifier {
+        self.output.as_ref().map_or(Activation::Identity, |o| o.0).into()
     }
 }
 

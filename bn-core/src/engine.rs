@@ -25,7 +25,7 @@ const TASKS_PER_THREAD: usize = 4;
 /// is as fast as one without (a last cache of 32 MB that others use too).
 const STREAM_BYTES: usize = 16 << 20;
 /// Elements below which a phase stays on the calling thread.
-const MIN_PARALLEL: usize = 1 << 15;
+const MIN_PARALLEL: usize = 0;
 
 /// A validated tensor: where it is cut, and what runs it.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,8 @@
 
 use crate::error::Error;
 #[cfg(target_has_atomic = "ptr")]
+use crate::layout::grid::{part, rem};
+#[cfg(target_has_atomic = "ptr")]
 use crate::tasks::Only;
 use core::marker::PhantomData;
 #[cfg(target_has_atomic = "ptr")]
@@ -167,14 +169,28 @@ pub(crate) struct Phase {
     pub(crate) slot: usize,
 }
 
+/// Ranges that the cells of a phase are cut into at most, one for each ticket: a thread that starts
+/// with the same cells in every phase finds them in its cache.
+#[cfg(target_has_atomic = "ptr")]
+const RANGES: usize = 32;
+
 /// How far a phase has come.
 #[cfg(target_has_atomic = "ptr")]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     started: AtomicUsize,
-    claimed: AtomicUsize,
+    /// Cells of each range that have been claimed.
+    claimed: [AtomicUsize; RANGES],
     ended: AtomicUsize,
     done: AtomicUsize,
+}
+
+#[cfg(target_has_atomic = "ptr")]
+impl Default for Progress {
+    fn default() -> Self {
+        let zero = || AtomicUsize::new(0);
+        Progress { started: zero(), claimed: core::array::from_fn(|_| zero()), ended: zero(), done: zero() }
+    }
 }
 
 #[cfg(target_has_atomic = "ptr")]
@@ -188,13 +204,19 @@ impl Progress {
         if ticket < phase.tickets {
             // SAFETY: each ticket number is drawn once, so the slots are disjoint.
             let scratch = unsafe { core::slice::from_raw_parts_mut(base.at(ticket * phase.slot), phase.slot) };
-            loop {
-                let cell = self.claimed.fetch_add(1, Relaxed);
-                if cell >= phase.cells {
-                    break;
+            // A range of its own first, then what is left of the others'.
+            let ranges = phase.tickets.min(RANGES);
+            for r in 0..ranges {
+                let range = rem(ticket + r, ranges);
+                let (first, end) = (part(phase.cells, ranges, range), part(phase.cells, ranges, range + 1));
+                while let Some(claimed) = self.claimed.get(range) {
+                    let cell = first + claimed.fetch_add(1, Relaxed);
+                    if cell >= end {
+                        break;
+                    }
+                    body(in_order(cell, phase.cells), scratch);
+                    self.done.fetch_add(1, AcqRel);
                 }
-                body(in_order(cell, phase.cells), scratch);
-                self.done.fetch_add(1, AcqRel);
             }
         }
         self.ended.fetch_add(1, AcqRel);

@@ -12,6 +12,7 @@ use crate::kernel::backward_apply::{Apply, ApplyFrozen};
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::moments::MomentSums;
 use crate::kernel::normalize::Normalize;
+use crate::lanes::{Base, Lanes};
 use crate::layout::{Channels, Place};
 
 /// The passes for one element type.
@@ -32,7 +33,7 @@ pub trait Stages: Sized {
     #[doc(hidden)]
     unsafe fn normalize(
         e: &Engine,
-        op: &Normalize<'_>,
+        op: &Normalize<'_, false>,
         x: Place<Self>,
         residual: Option<Place<Self>>,
         y: Place<Self>,
@@ -98,7 +99,7 @@ macro_rules! stages {
 
             unsafe fn normalize(
                 e: &Engine,
-                op: &Normalize<'_>,
+                op: &Normalize<'_, false>,
                 x: Place<Self>,
                 residual: Option<Place<Self>>,
                 y: Place<Self>,
@@ -106,8 +107,12 @@ macro_rules! stages {
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
+                    // Where code has to be small the plain ones do without code of their own.
+                    let plain = op.activation.plain && !Base::SINGLE;
                     match residual {
+                        None if plain => e.map::<$t, _, 1, 1, 3, 1>(&op.plain(), &[x], &[y], e.all(), run),
                         None => e.map::<$t, _, 1, 1, 3, 1>(op, &[x], &[y], e.all(), run),
+                        Some(r) if plain => e.map::<$t, _, 2, 2, 3, 1>(&op.plain(), &[x, r], &[y], e.all(), run),
                         Some(r) => e.map::<$t, _, 2, 2, 3, 1>(op, &[x, r], &[y], e.all(), run),
                     }
                 }

@@ -3,6 +3,7 @@
 use bn_core::Executor;
 use rayon::ThreadPool;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs the tasks of a call on a rayon thread pool: the global one, or a given one.
 ///
@@ -120,10 +121,41 @@ impl Executor for Rayon<'_> {
     }
 
     fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
-        match self.pool() {
-            None => split(tickets, task),
-            Some(pool) => pool.install(|| split(tickets, task)),
+        let inside = match self.pool() {
+            None => rayon::current_thread_index(),
+            Some(pool) => pool.current_thread_index(),
+        };
+        if inside.is_some() {
+            return split(tickets, task);
         }
+        let ended = AtomicUsize::new(0);
+        match self.pool() {
+            None => rayon::in_place_scope(|s| share(s, tickets, task, &ended)),
+            Some(pool) => pool.in_place_scope(|s| share(s, tickets, task, &ended)),
+        }
+    }
+}
+
+/// Looks so many times whether the others have ended before the thread goes to sleep, which takes
+/// longer to end than most phases.
+const LOOKS: usize = 20_000;
+
+/// Runs the task so many times, once on this thread, which is none of the pool's.
+fn share<'s>(scope: &rayon::Scope<'s>, tickets: usize, task: &'s (dyn Fn() + Sync), ended: &'s AtomicUsize) {
+    for _ in 1..tickets {
+        scope.spawn(|_| {
+            task();
+            ended.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    if tickets > 0 {
+        task();
+    }
+    for _ in 0..LOOKS {
+        if ended.load(Ordering::Relaxed) + 1 >= tickets {
+            break;
+        }
+        std::hint::spin_loop();
     }
 }
 

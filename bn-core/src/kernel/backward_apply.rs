@@ -14,7 +14,7 @@
 //!    are calculated again in f64, element by element.
 
 use super::{Coefficients, Map, factor_is_safe};
-use crate::activation::Activation;
+use crate::activation::Rectifier;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
 
@@ -40,9 +40,9 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
 /// The elementwise part of the backward pass through batch statistics.
 #[derive(Clone, Copy)]
 pub(crate) struct Apply<'a> {
-    pub(crate) activation: Activation,
+    pub(crate) activation: Rectifier,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Activation,
+    pub(crate) inverse: Rectifier,
     /// The constants of a channel.
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<5> + Sync),
 }
@@ -50,7 +50,7 @@ pub(crate) struct Apply<'a> {
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
 pub(crate) struct ApplyFrozen<'a> {
-    pub(crate) activation: Activation,
+    pub(crate) activation: Rectifier,
     /// s of a channel.
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<1> + Sync),
 }

@@ -19,16 +19,16 @@
 //!    is done again in f64.
 
 use super::Reduction;
-use crate::activation::Activation;
+use crate::activation::Rectifier;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
 
 /// Σ e and Σ e·(x − μ), relative to the pivot.
 #[derive(Clone, Copy)]
 pub(crate) struct GradientSums<'a> {
-    pub(crate) activation: Activation,
+    pub(crate) activation: Rectifier,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Activation,
+    pub(crate) inverse: Rectifier,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,

@@ -15,7 +15,7 @@
 //!    results that are not finite are made again in f64, all the way to y.
 
 use super::{Coefficients, Map, factor_is_safe};
-use crate::activation::Activation;
+use crate::activation::Rectifier;
 use crate::element::Element;
 use crate::lanes::{Real, Scalar, Vector};
 
@@ -43,17 +43,17 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
     if v == 0.0 { 0.0 } else { 1.0 / libm::sqrt(v) }
 }
 
-/// The elementwise part of the forward pass.
+/// The elementwise part of the forward pass; plain where there is no activation.
 #[derive(Clone, Copy)]
-pub(crate) struct Normalize<'a> {
-    pub(crate) activation: Activation,
+pub(crate) struct Normalize<'a, const PLAIN: bool> {
+    pub(crate) activation: Rectifier,
     /// The constants of a channel.
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<3> + Sync),
 }
 
 macro_rules! map {
     ($i:literal, |$v:ident, $z:ident| $join:expr) => {
-        impl<E: Element> Map<E, $i, $i, 3, 1> for Normalize<'_> {
+        impl<E: Element, const PLAIN: bool> Map<E, $i, $i, 3, 1> for Normalize<'_, PLAIN> {
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<3> {
                 (self.coefficients)(channel)
@@ -72,14 +72,21 @@ macro_rules! map {
             }
             #[inline(always)]
             fn checked(&self) -> bool {
-                $i == 2 || matches!(self.activation, Activation::LeakyRelu { .. })
+                $i == 2 || (!PLAIN && self.activation.shrinks())
             }
             #[inline(always)]
             fn outputs<R: Real>(&self, token: R::Token, _: [R; $i], sum: R) -> [R; 1] {
-                [self.activation.forward(token, sum)]
+                [if PLAIN { sum } else { self.activation.forward(token, sum) }]
             }
         }
     };
+}
+
+impl<'a> Normalize<'a, false> {
+    /// The same without an activation.
+    pub(crate) fn plain(&self) -> Normalize<'a, true> {
+        Normalize { activation: self.activation, coefficients: self.coefficients }
+    }
 }
 
 // Inputs x; x, residual.
