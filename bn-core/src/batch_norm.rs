@@ -156,7 +156,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// Words of workspace beyond which more does not help, with `width` threads
-    /// ([`crate::Executor::width`]): at most 4096 (32 KB) per thread, and for sums with more than one
+    /// ([`crate::Executor::width`]): at most 8192 (64 KB) per thread, and for sums with more than one
     /// thread 96 (768 bytes) per channel; backward keeps 3 (24 bytes) per channel between its passes.
     pub fn workspace_best(&self, op: Op, width: usize) -> usize {
         let e = &self.engine;

@@ -288,7 +288,7 @@ fn check<T: Number>(shape: Shape, strides: Strides, executor: &dyn Executor, see
 
 fn dense<T: Number>(layout: Layout, n: usize, c: usize, s: usize) {
     let shape = Shape::new(layout, n, c, &[s]).unwrap();
-    let executor: &dyn Executor = if shape.len() < 1 << 15 { &Serial } else { &Turns(4) };
+    let executor: &dyn Executor = if shape.len() < 1 << 17 { &Serial } else { &Turns(4) };
     check::<T>(shape, Strides::DENSE, executor, (n * 1_000_003 + c * 1009 + s) as u64);
 }
 

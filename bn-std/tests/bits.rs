@@ -288,7 +288,7 @@ fn tasks_are_counted() {
             assert_eq!((call.tasks(), call.advance()), (0, Ok(false)));
             call.run_task();
         }
-        drop(call);
+
         assert!(difference(&y, &problem.run(&Serial, Words::Best).inference).is_none());
     }
 }

@@ -5,11 +5,11 @@
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
-    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, add_in_f64,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add_in_f64,
     all_at, finish, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
-use crate::kernel::{Coefficients, Map, Reduction};
+use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
 
 /// Workspace of [`reduce`] for one channel.
@@ -436,8 +436,8 @@ where
 const MIN_STREAM: usize = 32;
 
 /// Workspace of [`map`] for one channel.
-pub(crate) const fn map_words<const K: usize>() -> usize {
-    size_of::<Coefficients<K>>() / 8
+pub(crate) const fn map_words<E: Element, const K: usize>() -> usize {
+    words_for::<Compute<E>>(K) + words_for::<Compute<E>>(1)
 }
 
 /// What a task of [`map`] covers.
@@ -472,10 +472,15 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    let table = carve.take::<u64>(width * map_words::<K>()).cast::<Coefficients<K>>();
+    // The constants of each channel, and whether they suffice.
+    let (table, safe) = (carve.take::<[Compute<E>; K]>(width), carve.take::<Compute<E>>(width));
     for c in 0..width {
-        // SAFETY: c < width, the length of the table, which u64 aligns.
-        unsafe { table.add(c).write(op.coefficients(channels.first + c)) };
+        let k = op.coefficients(channels.first + c);
+        // SAFETY: c < width, the length of both.
+        unsafe {
+            *table.add(c) = k.narrow.map(Compute::<E>::from_f64);
+            *safe.add(c) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
+        }
     }
     debug_assert!(positions.1 - positions.0 >= lanes_of);
     let staged = staged(from) || staged(to);
@@ -492,7 +497,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     for image in images.0..images.1 {
         for c in 0..width {
             // SAFETY: c < width; the loop above has written the entry.
-            let (k, plane) = (unsafe { &*table.add(c) }, (image, channels.first + c));
+            let k = unsafe { (&*table.add(c), *safe.add(c) == Compute::<E>::ONE) };
+            let plane = (image, channels.first + c);
             for p in 0..parts {
                 let start = positions.0 + part(vectors, parts, p) * lanes_of;
                 let end =
@@ -521,7 +527,7 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     plane: (usize, usize),
     start: usize,
     width: usize,
-    k: &Coefficients<K>,
+    k: (&[Compute<E>; K], bool),
     stage: *mut E,
     stream: bool,
 ) where
@@ -538,8 +544,16 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        let narrow = splat_all::<Vec<E, L>, K>(lanes, &k.narrow.map(Compute::<E>::from_f64));
-        map_run(lanes, op, &from, &into, width, &PlaneConstants::<L, E, K, J> { narrow, k }, stream);
+        let narrow = splat_all::<Vec<E, L>, K>(lanes, k.0);
+        map_run(
+            lanes,
+            op,
+            &from,
+            &into,
+            width,
+            &PlaneConstants::<L, E, K, J> { narrow, safe: k.1, channel: plane.1 },
+            stream,
+        );
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
@@ -549,13 +563,14 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
 }
 
 /// The constants of a channel.
-struct PlaneConstants<'a, L: Lanes, E: Element, const K: usize, const J: usize> {
+struct PlaneConstants<L: Lanes, E: Element, const K: usize, const J: usize> {
     narrow: [Vec<E, L>; K],
-    k: &'a Coefficients<K>,
+    safe: bool,
+    channel: usize,
 }
 
 impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
-    for PlaneConstants<'_, L, E, K, J>
+    for PlaneConstants<L, E, K, J>
 where
     L: Lanes,
     E: Element,
@@ -567,15 +582,12 @@ where
     }
     #[inline(always)]
     unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], _: usize) -> [Vec<E, L>; O] {
-        let k = self.k;
         let v = op.before(lanes, x);
         let mut r = op.formula(v, self.narrow);
-        let wide = WideConstants { at: k.wide.as_ptr(), next: 1, first: 0, adjacent: 1, channels: 1 };
-        if !k.safe {
-            // SAFETY: the K constants of the channel.
-            r = unsafe { map_in_f64(lanes, op, v, wide, false) };
+        let channels = ChannelsOf { first: self.channel, count: 1, adjacent: 1, start: 0 };
+        if !self.safe {
+            r = map_in_f64(lanes, op, v, channels, false);
         }
-        // SAFETY: as above.
-        unsafe { finish(lanes, op, v, r, wide) }
+        finish(lanes, op, v, r, channels)
     }
 }

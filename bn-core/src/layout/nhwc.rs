@@ -8,7 +8,7 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
-    Carve, Channels, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, WideConstants, finish,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, finish,
     load_all, map_in_f64, map_run, splat_all, staged, store_all, values_in_f64, words_for,
 };
 use crate::element::Element;
@@ -626,10 +626,15 @@ where
     <Vec<E, L>>::select(k.finite(), k, zero)
 }
 
-/// Workspace of [`map`] for `width` elements of a row, of so many channels.
-pub(crate) const fn map_words<E: Element, const K: usize>(width: usize, channels: usize) -> usize {
-    let wrapped = width + Compute::<E>::LANES;
-    words_for::<Compute<E>>(K * wrapped) + words_for::<Compute<E>>(wrapped) + words_for::<f64>(K * channels)
+/// Elements from one constant to the next. The table goes on for one vector more, from its start, for
+/// vectors that begin in one row and end in the next.
+const fn table_width<E: Element>(width: usize) -> usize {
+    (width + Compute::<E>::LANES).next_multiple_of(Compute::<E>::LANES)
+}
+
+/// Workspace of [`map`] for `width` elements of a row.
+pub(crate) const fn map_words<E: Element, const K: usize>(width: usize) -> usize {
+    words_for::<Compute<E>>((K + 1) * table_width::<E>(width))
 }
 
 /// Maps rows `first..end` (folded ones, and after the last of them the rows left over) of a range of
@@ -659,16 +664,13 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let seg = Segment::new(geo, channels, Compute::<E>::LANES);
     let count = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    // The table goes on for one vector more, from its start, for vectors that begin in one row and end
-    // in the next.
-    let wrapped = seg.width + Compute::<E>::LANES;
+    let next = table_width::<E>(seg.width);
     let mut table = MapTable::<E, K, J> {
-        narrow: carve.take(K * wrapped),
-        safe: carve.take(wrapped),
-        wide: carve.take(K * count),
+        narrow: carve.take((K + 1) * next),
         width: seg.width,
-        next: wrapped,
-        channels: count,
+        next,
+        first: channels.first,
+        count,
         adjacent: geo.adjacent,
         all_safe: true,
     };
@@ -678,16 +680,13 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         table.all_safe &= k.safe;
         // SAFETY: c is below the number of channels, a below the width.
         unsafe {
-            for i in 0..K {
-                *table.wide.add(i * count + c) = k.wide[i];
-            }
             let mut e = c * geo.adjacent;
             while e < seg.width {
                 for a in e..e + geo.adjacent {
                     for i in 0..K {
-                        *table.narrow.add(i * wrapped + a) = Scalar::from_f64(k.narrow[i]);
+                        *table.narrow.add(i * next + a) = Scalar::from_f64(k.narrow[i]);
                     }
-                    *table.safe.add(a) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
+                    *table.narrow.add(K * next + a) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
                 }
                 e += base;
             }
@@ -699,12 +698,9 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         core::ptr::null_mut()
     };
     for a in 0..Compute::<E>::LANES {
-        // SAFETY: the row has at least a vector.
-        unsafe {
-            for i in 0..K {
-                *table.narrow.add(i * wrapped + seg.width + a) = *table.narrow.add(i * wrapped + a);
-            }
-            *table.safe.add(seg.width + a) = *table.safe.add(a);
+        for i in 0..=K {
+            // SAFETY: the row has at least a vector.
+            unsafe { *table.narrow.add(i * next + seg.width + a) = *table.narrow.add(i * next + a) };
         }
     }
     let mut flat = stage.is_null() && seg.width == geo.width;
@@ -733,26 +729,25 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     }
 }
 
-/// The constants of a row: narrow ones of each element, wide ones of each channel.
+/// The constants of a row.
 struct MapTable<E: Element, const K: usize, const J: usize> {
+    /// The constants of each element, one after the other; and 1 where they suffice, else 0.
     narrow: *mut Compute<E>,
-    /// 1 where the narrow constants suffice, else 0.
-    safe: *mut Compute<E>,
-    wide: *mut f64,
-    /// Elements of a row, and from one narrow constant to the next.
+    /// Elements of a row, and from one constant to the next.
     width: usize,
     next: usize,
-    channels: usize,
+    /// The channels of the row.
+    first: usize,
+    count: usize,
     adjacent: usize,
     all_safe: bool,
 }
 
 impl<E: Element, const K: usize, const J: usize> MapTable<E, K, J> {
-    /// The wide constants of the vector that starts at element `off`.
+    /// The channels of the vector that starts at element `start`.
     #[inline(always)]
-    fn wide(&self, off: usize) -> WideConstants {
-        let (next, adjacent) = (self.channels, self.adjacent);
-        WideConstants { at: self.wide, next, first: off, adjacent, channels: self.channels }
+    fn channels(&self, start: usize) -> ChannelsOf {
+        ChannelsOf { first: self.first, count: self.count, adjacent: self.adjacent, start }
     }
 }
 
@@ -859,11 +854,11 @@ where
             let v = op.before(lanes, x);
             let mut r = op.formula(v, k);
             if !self.all_safe {
-                let safe = Vec::<E, L>::load(lanes, self.safe.add(offset));
+                let safe = Vec::<E, L>::load(lanes, self.narrow.add(K * self.next + offset));
                 let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.wide(offset), false));
+                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.channels(offset), false));
             }
-            finish(lanes, op, v, r, self.wide(offset))
+            finish(lanes, op, v, r, self.channels(offset))
         }
     }
 }
