@@ -347,10 +347,10 @@ fn small_planes_and_none() {
 /// Several blocks and cells, cells of several tickets.
 #[test]
 fn many_blocks() {
-    for (n, c, s) in [(3, 2, 1025), (1, 1, 4099), (257, 2, 17), (5, 3, 4097), (17, 33, 65)] {
+    for (n, c, s) in [(3, 2, 1025), (1, 1, 4099), (257, 2, 17), (5, 3, 4097), (17, 33, 65), (2, 3, 22_003)] {
         every_type!(dense(Layout::Nchw, n, c, s));
     }
-    for (n, c, s) in [(257, 3, 1), (65, 17, 4), (1031, 33, 1), (300, 129, 1)] {
+    for (n, c, s) in [(257, 3, 1), (65, 17, 4), (1031, 33, 1), (300, 129, 1), (1031, 130, 1)] {
         every_type!(dense(Layout::Nhwc, n, c, s));
     }
 }
