@@ -28,14 +28,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// # Nested use
 /// A call may be made from anywhere, also from inside the pool that it runs on: from a `par_iter`, a
 /// [`rayon::join`], a [`rayon::scope`] or another pool.
-/// - **From a thread outside of the pool** the call runs on the pool, and the calling thread sleeps
-///   until it is done.
+/// - **From a thread outside of the pool** that thread takes part, beside all but one of the pool's;
+///   the call ends when each of these has looked in, so it waits for a pool that is busy.
 /// - **From a thread of the same pool** that thread takes part, and threads of the pool that have
 ///   nothing else to do help it. If all are busy (say, with one layer each) the calling thread does
-///   everything alone. So there are never more threads at work than the pool has, and no call waits
-///   for a thread to become free.
-/// - **From a thread of another pool** that thread goes on with its own pool's jobs until the call is
-///   done.
+///   everything alone, and waits for none to become free.
+/// - **From a thread of another pool** it is the same as from a thread outside.
 ///
 /// As with every use of rayon, a thread of the pool that waits for the rest of its call may meanwhile
 /// run other jobs of the same pool, on top of its stack. So do not hold a lock (or a `RefCell` borrow

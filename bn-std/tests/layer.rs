@@ -57,7 +57,7 @@ fn small() -> Shape {
 
 /// Large enough for threads.
 fn large() -> Shape {
-    Shape::nhwc(4, 5, &[70, 70]).unwrap()
+    Shape::nhwc(4, 5, &[90, 90]).unwrap()
 }
 
 /// A forward pass in this mode and its backward pass, by bn-core's calls.

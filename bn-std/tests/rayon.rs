@@ -45,7 +45,7 @@ fn width_is_that_of_the_pool() {
     assert_eq!(five.install(|| Rayon::global().width()), 5);
 }
 
-/// Tickets run on the pool's threads, and on all of them: each waits for the others.
+/// Tickets run on the calling thread and on the pool's others: each waits for the others.
 #[test]
 fn tickets_run_at_once_on_the_threads_of_the_pool() {
     let three = pool(3);
@@ -55,12 +55,12 @@ fn tickets_run_at_once_on_the_threads_of_the_pool() {
         ids.lock().unwrap().insert(std::thread::current().id());
     });
     let ids = ids.into_inner().unwrap();
-    assert!(ids.len() == 3 && !ids.contains(&std::thread::current().id()));
+    assert!(ids.len() == 3 && ids.contains(&std::thread::current().id()));
 }
 
 /// y, dx and what the layer has become, after a step with this seed.
 fn step(mut bn: BatchNormLayer<f32>, seed: u64) -> Vec<f32> {
-    let shape = Shape::nhwc(2, 6, &[64, 64]).unwrap();
+    let shape = Shape::nhwc(6, 6, &[64, 64]).unwrap();
     let mut random = Random(seed);
     let (x, dy) = (random.values::<f32>(shape.len(), 5.0), random.values::<f32>(shape.len(), -1.0));
     let (mut y, mut dx) = (x.clone(), x.clone());

@@ -266,7 +266,7 @@ impl Input {
     fn descriptor(&self) -> batchnorm_desc {
         let [batch, channels, spatial] = self.dims;
         let (batch, channels) = (batch as usize % 8, channels as usize % 40 + 1);
-        let spatial = if self.large { (1 << 15) / (channels * batch.max(1)) + 1 } else { spatial as usize % 40 };
+        let spatial = if self.large { (1 << 17) / (channels * batch.max(1)) + 1 } else { spatial as usize % 40 };
         let (runs, run) = if self.last { (spatial, channels) } else { (channels, spatial) };
         let stride = |(kind, a, b): (u8, u8, u8)| {
             let inner = run + a as usize % 9;

@@ -36,7 +36,7 @@ impl Executor for Threads {
 
 fn go<T: Number>(input: &Input) {
     // Below 2¹⁵ elements a call stays on its thread.
-    let p = input.problem::<T>(input.shape(1 << 15, 1 << 16));
+    let p = input.problem::<T>(input.shape(1 << 17, 3 << 16));
     let isa = Isa::detect();
     let threads = Threads { width: input.choice as usize % 9 + 1, at_once: (input.choice >> 8) as usize % 4 + 1 };
     let through = input.through(&p);
