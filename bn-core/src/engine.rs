@@ -302,7 +302,7 @@ impl Engine {
         let (width, slot) = self.slots(run, least, 0);
         // Each task makes its channels' constants: few tasks where that is much of the work.
         let values = div(self.shape.batch().saturating_mul(self.shape.spatial()), MIN_VALUES);
-        let wanted = if width > 1 { values.clamp(width, width * TASKS_PER_THREAD) } else { 1 };
+        let wanted = if width > 1 { values.min(width * TASKS_PER_THREAD).max(width) } else { 1 };
         let mut tile = self.tile(slot, self.map_need::<E, K>());
         // Chunks of images or rows first; then channels; then positions.
         let (items, positions) = match self.grid {

@@ -29,7 +29,7 @@ static void set_strange(void) { __asm__ volatile("vmsr fpscr, %0" : : "r"(1u << 
 #error "no such environment"
 #endif
 
-enum { BATCH = 8, CHANNELS = 16, SPATIAL = 512, N = BATCH * CHANNELS * SPATIAL };
+enum { BATCH = 8, CHANNELS = 16, SPATIAL = 1024, N = BATCH * CHANNELS * SPATIAL };
 
 /* Made before the environment is changed: this program's own arithmetic would suffer, too. */
 static struct {

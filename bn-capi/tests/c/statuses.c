@@ -333,7 +333,7 @@ static void others(void) {
 
 /* Executors that do not run each ticket once; the call notices and goes on living. */
 static void executors(void) {
-    enum { MANY = 1 << 16 };
+    enum { MANY = 1 << 17 };
     float *x = get_noise(BATCHNORM_F32, MANY, 1), *y = get_memory(MANY * sizeof(float));
     batchnorm_moments moments[4];
     batchnorm_executor none = {refuse_run, NULL, 2}, twice = {run_twice, NULL, 2};

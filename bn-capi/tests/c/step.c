@@ -11,7 +11,7 @@ static void show(const char *dtype, const char *layout, const char *what, const 
 }
 
 static void step(uint32_t dtype, uint32_t layout, const batchnorm_executor *executor) {
-    enum { BATCH = 9, CHANNELS = 37, SPATIAL = 131 };
+    enum { BATCH = 9, CHANNELS = 37, SPATIAL = 401 };
     const size_t n = (size_t)BATCH * CHANNELS * SPATIAL;
     batchnorm_desc d = get_desc(layout, dtype, BATCH, CHANNELS, SPATIAL);
     d.activation = BATCHNORM_RELU;

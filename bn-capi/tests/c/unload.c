@@ -32,7 +32,7 @@ static size_t count_pages(void) {
     return pages;
 }
 
-enum { BATCH = 8, CHANNELS = 8, SPATIAL = 1024, N = BATCH * CHANNELS * SPATIAL };
+enum { BATCH = 8, CHANNELS = 8, SPATIAL = 2049, N = BATCH * CHANNELS * SPATIAL };
 
 int main(int argc, char **argv) {
     static float y[N];

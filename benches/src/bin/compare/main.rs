@@ -38,7 +38,7 @@ enum Action {
         /// Layouts; each has a process of its own
         #[arg(long, value_delimiter = ',', default_value = "nhwc,nchw")]
         layouts: Vec<LayoutName>,
-        /// The record's directory: the file is <machine>/<date>.csv in it
+        /// The record's directory: the file is `<machine>/<date>.csv` in it
         #[arg(long, default_value = "benches/record")]
         record: PathBuf,
         /// The record's file, instead
