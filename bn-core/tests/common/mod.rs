@@ -2,8 +2,6 @@
 //! no vectors. And what several test files share.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-#[cfg(unix)]
-pub mod guard;
 pub mod problem;
 
 use bn_core::{Layout, Shape, Stride};
