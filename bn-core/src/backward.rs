@@ -131,10 +131,11 @@ impl<T: Element> BatchNorm<T> {
         if let Statistics::Batch(moments) = input.statistics {
             self.check_counts(moments)?;
         }
-        let dy = dy_to_dx.as_ptr();
-        let targets = Targets { dx: Some(dy_to_dx.as_mut_ptr()), ..output.targets() };
+        // One address for both: another borrow would end the first.
+        let p = dy_to_dx.as_mut_ptr();
+        let targets = Targets { dx: Some(p), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&self.view(&input, dy), targets, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, p), targets, &mut run) }
     }
 
     /// [`backward`](Self::backward) without x: from the output y of a forward pass that may have been in
@@ -181,12 +182,13 @@ impl<T: Element> BatchNorm<T> {
         self.check_len(Operand::Dy, dy_to_dx.len())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check_len(Operand::Y, y.len())?;
-        let view = self.output_view(y.as_ptr(), dy_to_dx.as_ptr(), &affine, moments, run.words())?;
+        let p = dy_to_dx.as_mut_ptr();
+        let view = self.output_view(y.as_ptr(), p, &affine, moments, run.words())?;
         self.check_gradients(&output)?;
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
         }
-        let targets = Targets { dx: Some(dy_to_dx.as_mut_ptr()), ..output.targets() };
+        let targets = Targets { dx: Some(p), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
         unsafe { self.backward_at(&view, targets, &mut run) }
     }

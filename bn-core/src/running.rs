@@ -10,9 +10,9 @@ use crate::moments::Moments;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Momentum {
-    /// running = (1 − w)·running + w·new: PyTorch, cuDNN ("exponential average factor").
+    /// running = (1 − w)·running + w·new: PyTorch, cuDNN, burn ("exponential average factor").
     WeighNew(f64),
-    /// running = w·running + (1 − w)·new: TensorFlow, Keras, ONNX, burn ("decay").
+    /// running = w·running + (1 − w)·new: TensorFlow, Keras, ONNX ("decay").
     WeighOld(f64),
     /// The plain average of all batches so far: PyTorch's `momentum=None`. Needs a count of
     /// batches.

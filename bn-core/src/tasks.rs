@@ -67,6 +67,12 @@ struct Operands<T> {
     y: *mut T,
 }
 
+impl<T> Operands<T> {
+    fn new(x: &[T], residual: Option<&[T]>, y: Output<'_, T>) -> Self {
+        Operands { x: x.as_ptr(), residual: residual.map(<[T]>::as_ptr), y: y.ptr }
+    }
+}
+
 // SAFETY: addresses of slices that are borrowed for as long as the call lives; its tasks write
 // disjoint elements, phase by phase.
 unsafe impl<T: Element> Send for Call<'_, T> {}
@@ -197,7 +203,7 @@ impl<T: Element> BatchNorm<T> {
     {
         let y = y.into();
         self.check_training(x, residual, &affine, &y, moments, workspace.len())?;
-        let at = Operands { x: x.as_ptr(), residual: residual.map(<[T]>::as_ptr), y: y.ptr };
+        let at = Operands::new(x, residual, y);
         let call = Call::Training { at, affine, moments: Shared(moments.as_mut_ptr()) };
         Ok(Tasks::new(self, call, width, workspace))
     }
@@ -224,7 +230,7 @@ impl<T: Element> BatchNorm<T> {
         let y = y.into();
         self.check_map(x, &y)?;
         self.check_inference(residual, &affine, running_mean, running_var, workspace.len())?;
-        let at = Operands { x: x.as_ptr(), residual: residual.map(<[T]>::as_ptr), y: y.ptr };
+        let at = Operands::new(x, residual, y);
         let call = Call::Inference { at, affine, mean: running_mean, var: running_var };
         Ok(Tasks::new(self, call, width, workspace))
     }
@@ -248,7 +254,7 @@ impl<T: Element> BatchNorm<T> {
         let y = y.into();
         self.check_map(x, &y)?;
         self.check_apply(residual, prepared, workspace.len())?;
-        let at = Operands { x: x.as_ptr(), residual: residual.map(<[T]>::as_ptr), y: y.ptr };
+        let at = Operands::new(x, residual, y);
         Ok(Tasks::new(self, Call::Apply { at, prepared }, width, workspace))
     }
 

@@ -134,6 +134,24 @@ impl<T: Real> Problem<T> {
         }
     }
 
+    /// What the backward pass reads and writes.
+    fn backward<'a>(&'a self, r: &'a mut Results<T>) -> (BackwardInput<'a, T>, Gradients<'a, T>) {
+        let input = BackwardInput {
+            x: &self.x,
+            y: Some(&r.y),
+            dy: &self.dy,
+            gamma: Some(&self.gamma),
+            statistics: Statistics::Batch(&r.moments),
+        };
+        let output = Gradients {
+            dx: Some(r.dx.as_mut_slice().into()),
+            dresidual: self.residual.as_ref().map(|_| r.dresidual.as_mut_slice().into()),
+            dgamma: Some(&mut r.dgamma),
+            dbeta: Some(&mut r.dbeta),
+        };
+        (input, output)
+    }
+
     /// In one call each.
     fn run(&self, executor: &dyn Executor, words: Words) -> Results<T> {
         let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
@@ -158,19 +176,7 @@ impl<T: Real> Problem<T> {
         bn.inference(&self.x, residual, affine, &self.mean, &self.var, &mut r.inference[..], run).unwrap();
         let mut memory = workspace(Op::Backward);
         let run = Run::on(executor, &mut memory);
-        let input = BackwardInput {
-            x: &self.x,
-            y: Some(&r.y),
-            dy: &self.dy,
-            gamma: Some(&self.gamma),
-            statistics: Statistics::Batch(&r.moments),
-        };
-        let output = Gradients {
-            dx: Some(r.dx.as_mut_slice().into()),
-            dresidual: residual.map(|_| r.dresidual.as_mut_slice().into()),
-            dgamma: Some(&mut r.dgamma),
-            dbeta: Some(&mut r.dbeta),
-        };
+        let (input, output) = self.backward(&mut r);
         bn.backward(input, output, run).unwrap();
         r
     }
@@ -186,19 +192,7 @@ impl<T: Real> Problem<T> {
         let y = &mut r.inference[..];
         schedule(bn.inference_tasks(&self.x, residual, affine, &self.mean, &self.var, y, width, &mut memory).unwrap());
         let mut memory = vec![0xfff4_dead_fff4_beef; bn.workspace_best(Op::Backward, width)];
-        let input = BackwardInput {
-            x: &self.x,
-            y: Some(&r.y),
-            dy: &self.dy,
-            gamma: Some(&self.gamma),
-            statistics: Statistics::Batch(&r.moments),
-        };
-        let output = Gradients {
-            dx: Some(r.dx.as_mut_slice().into()),
-            dresidual: residual.map(|_| r.dresidual.as_mut_slice().into()),
-            dgamma: Some(&mut r.dgamma),
-            dbeta: Some(&mut r.dbeta),
-        };
+        let (input, output) = self.backward(&mut r);
         schedule(bn.backward_tasks(input, output, width, &mut memory).unwrap());
         r
     }

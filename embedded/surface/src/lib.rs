@@ -14,6 +14,8 @@ use bn_core::{
     moments_from_mean_inverse_std, moments_from_mean_var, moments_to_mean_inverse_std, moments_to_mean_var,
     renorm_affine, renorm_gradients,
 };
+#[cfg(target_has_atomic = "ptr")]
+use bn_core::{Executor, Tasks};
 use core::mem::MaybeUninit;
 
 unsafe extern "C" {
@@ -404,6 +406,126 @@ more! { f64,
     f64_strides f64_from_output f64_from_output_in_place f64_renorm_factors f64_renorm_affine
     f64_renorm_gradients f64_fold_running f64_fold_preceding f64_fold_transposed f64_fold_following
     f64_fold_scale_shift f64_to_mean_var f64_to_mean_inverse_std f64_from_mean_var f64_from_mean_inverse_std
+}
+
+/// What only runs where threads share a call: an executor that is not known here, and tasks.
+#[cfg(target_has_atomic = "ptr")]
+macro_rules! shared {
+    ($t:ty, $training_on:ident $inference_on:ident $backward_on:ident $training_tasks:ident $inference_tasks:ident
+     $apply_tasks:ident $backward_tasks:ident $run_tasks:ident) => {
+        #[unsafe(no_mangle)]
+        pub fn $training_on(
+            bn: &BatchNorm<$t>,
+            x: &[$t],
+            affine: &Affine<'_, $t>,
+            y: &mut [$t],
+            moments: &mut [Moments],
+            executor: &dyn Executor,
+            workspace: &mut [u64],
+        ) -> Result {
+            bn.forward_training(x, None, *affine, y, moments, Run::on(executor, workspace))
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $inference_on(
+            bn: &BatchNorm<$t>,
+            x: &[$t],
+            affine: &Affine<'_, $t>,
+            mean: &[$t],
+            var: &[$t],
+            y: &mut [$t],
+            executor: &dyn Executor,
+            workspace: &mut [u64],
+        ) -> Result {
+            bn.inference(x, None, *affine, mean, var, y, Run::on(executor, workspace))
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $backward_on(
+            bn: &BatchNorm<$t>,
+            input: BackwardInput<'_, $t>,
+            output: Gradients<'_, $t>,
+            executor: &dyn Executor,
+            workspace: &mut [u64],
+        ) -> Result {
+            bn.backward(input, output, Run::on(executor, workspace))
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $training_tasks<'a>(
+            bn: &BatchNorm<$t>,
+            x: &'a [$t],
+            residual: Option<&'a [$t]>,
+            affine: &Affine<'a, $t>,
+            y: &'a mut [$t],
+            moments: &'a mut [Moments],
+            width: usize,
+            workspace: &'a mut [u64],
+        ) -> core::result::Result<Tasks<'a, $t>, Error> {
+            bn.forward_training_tasks(x, residual, *affine, y, moments, width, workspace)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $inference_tasks<'a>(
+            bn: &BatchNorm<$t>,
+            x: &'a [$t],
+            residual: Option<&'a [$t]>,
+            affine: &Affine<'a, $t>,
+            mean: &'a [$t],
+            var: &'a [$t],
+            y: &'a mut [$t],
+            width: usize,
+            workspace: &'a mut [u64],
+        ) -> core::result::Result<Tasks<'a, $t>, Error> {
+            bn.inference_tasks(x, residual, *affine, mean, var, y, width, workspace)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $apply_tasks<'a>(
+            bn: &BatchNorm<$t>,
+            x: &'a [$t],
+            residual: Option<&'a [$t]>,
+            prepared: &'a [Prepared<$t>],
+            y: &'a mut [$t],
+            width: usize,
+            workspace: &'a mut [u64],
+        ) -> core::result::Result<Tasks<'a, $t>, Error> {
+            bn.apply_tasks(x, residual, prepared, y, width, workspace)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $backward_tasks<'a>(
+            bn: &BatchNorm<$t>,
+            input: BackwardInput<'a, $t>,
+            output: Gradients<'a, $t>,
+            width: usize,
+            workspace: &'a mut [u64],
+        ) -> core::result::Result<Tasks<'a, $t>, Error> {
+            bn.backward_tasks(input, output, width, workspace)
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $run_tasks(call: &mut Tasks<'_, $t>) -> Result {
+            loop {
+                for _ in 0..call.tasks() {
+                    call.run_task();
+                }
+                if !call.advance()? {
+                    return Ok(());
+                }
+            }
+        }
+    };
+}
+#[cfg(target_has_atomic = "ptr")]
+shared! { f32,
+    f32_training_on f32_inference_on f32_backward_on f32_training_tasks f32_inference_tasks f32_apply_tasks
+    f32_backward_tasks f32_run_tasks
+}
+#[cfg(target_has_atomic = "ptr")]
+shared! { f64,
+    f64_training_on f64_inference_on f64_backward_on f64_training_tasks f64_inference_tasks f64_apply_tasks
+    f64_backward_tasks f64_run_tasks
 }
 
 #[unsafe(no_mangle)]
