@@ -9,7 +9,7 @@ use crate::isa::{Isa, IsaKind};
 use crate::lanes::{Base, Lanes};
 
 /// Work that is generic over the ISA.
-pub(crate) trait Task {
+pub trait Task {
     /// What comes out.
     type Output;
     /// Does it; must be `#[inline(always)]`.
@@ -20,7 +20,7 @@ pub(crate) trait Task {
 #[inline(always)]
 pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
     match isa.kind() {
-        IsaKind::Portable => task.run(Base::BASE),
+        IsaKind::Portable => base(Base::BASE, task),
         // SAFETY: an `Isa` of this kind proves the features.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         IsaKind::Avx2 => unsafe { avx2(task) },
@@ -28,20 +28,28 @@ pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         IsaKind::Avx512 => unsafe { avx512(task) },
         #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-        _ => task.run(Base::BASE),
+        _ => base(Base::BASE, task),
     }
+}
+
+/// Runs a task in a function of its own, with the instructions that need no shell.
+#[inline(never)]
+pub(crate) fn base<L: Lanes, T: Task>(lanes: L, task: T) -> T::Output {
+    task.run(lanes)
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn avx2<T: Task>(task: T) -> T::Output {
+#[inline(never)]
+pub(crate) unsafe fn avx2<T: Task>(task: T) -> T::Output {
     // SAFETY: the caller holds the proof that this function's features need too.
     task.run(unsafe { crate::lanes::avx2::Avx2::assume() })
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512bw,avx512dq")]
-unsafe fn avx512<T: Task>(task: T) -> T::Output {
+#[inline(never)]
+pub(crate) unsafe fn avx512<T: Task>(task: T) -> T::Output {
     // SAFETY: as above.
     task.run(unsafe { crate::lanes::avx512::Avx512::assume() })
 }

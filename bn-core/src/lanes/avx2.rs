@@ -2,6 +2,7 @@
 //! change bits); F16C is part of this level.
 
 use super::{Lanes, Vector, WINDOW32, WINDOW64, real};
+use crate::dispatch::{self, Task};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +29,13 @@ pub(crate) struct F64(__m256d, __m256d);
 
 impl Lanes for Avx2 {
     const STREAMS: usize = 2;
+    const ABREAST: usize = 2;
+
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: the token proves the features.
+        unsafe { dispatch::avx2(task) }
+    }
 
     #[inline(always)]
     fn fence(self) {

@@ -1,6 +1,7 @@
 //! Lanes on AVX-512 (F, VL, BW, DQ): each virtual vector is one register.
 
 use super::{Lanes, Vector, real};
+use crate::dispatch::{self, Task};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +28,13 @@ pub(crate) struct F64(__m512d);
 
 impl Lanes for Avx512 {
     const STREAMS: usize = 4;
+    const ABREAST: usize = 4;
+
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: the token proves the features.
+        unsafe { dispatch::avx512(task) }
+    }
 
     #[inline(always)]
     fn fence(self) {

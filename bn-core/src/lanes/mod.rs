@@ -22,6 +22,7 @@ pub(crate) mod half;
 pub(crate) mod portable;
 pub(crate) mod single;
 
+use crate::dispatch::{self, Task};
 use core::ops::{Add, Mul, Sub};
 
 /// What every CPU of the target has: vectors; on bare metal without any, single lanes, for the sake of
@@ -41,6 +42,9 @@ pub(crate) use single::Single as Base;
 pub trait Lanes: Copy + Send + Sync + 'static {
     /// Planes that sums take in lockstep: as many as the registers hold sums for. It changes no bit.
     const STREAMS: usize;
+    /// Vectors of a row (1, 2 or 4) that sums take side by side: as many as the registers hold sums for. It
+    /// changes no bit.
+    const ABREAST: usize = 1;
     /// Whether a vector holds one lane at a time.
     const SINGLE: bool = false;
     /// 16 lanes of f32.
@@ -51,6 +55,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn lane(self, _: usize) -> Self {
         self
+    }
+    /// Runs a task in a function of its own: for loops that need the registers to themselves.
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        dispatch::base(self, task)
     }
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]

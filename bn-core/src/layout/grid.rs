@@ -123,6 +123,11 @@ impl Visits {
             Visit { first: 4 * self.quarter, step: 1, count: self.left }
         }
     }
+    /// Where the visits of four items that begin with `from` end, at most at `to`.
+    #[inline(always)]
+    pub(crate) fn fours(&self, from: usize, to: usize) -> usize {
+        to.min(self.quarter).max(from)
+    }
     /// Items in visits `from..to`.
     #[inline(always)]
     pub(crate) fn items(&self, from: usize, to: usize) -> usize {

@@ -342,6 +342,16 @@ fn splat_all<V: Vector, const K: usize>(token: V::Token, k: &[V::Scalar; K]) -> 
     v
 }
 
+#[inline(always)]
+fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
+    let mut n = 0;
+    while n < N {
+        a[n] = a[n] + b[n];
+        n += 1;
+    }
+    a
+}
+
 /// The largest `Scalar::LANES`.
 const MOST_LANES: usize = 16;
 

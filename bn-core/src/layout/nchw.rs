@@ -5,7 +5,7 @@
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add_in_f64,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64,
     all_at, finish, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
@@ -167,16 +167,6 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         };
         emit(channels.first + c, result, k);
     }
-}
-
-#[inline(always)]
-fn add<V: Vector, const N: usize>(mut a: [V; N], b: [V; N]) -> [V; N] {
-    let mut n = 0;
-    while n < N {
-        a[n] = a[n] + b[n];
-        n += 1;
-    }
-    a
 }
 
 /// Adds the same piece of a visit's planes to second-level sums.

@@ -8,9 +8,10 @@
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, finish,
-    load_all, map_in_f64, map_run, splat_all, staged, store_all, values_in_f64, words_for,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, finish,
+    load_all, map_in_f64, map_run, staged, store_all, values_in_f64, words_for,
 };
+use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
@@ -52,7 +53,7 @@ impl Segment {
 /// Workspace of [`reduce`] for `width` elements of a row.
 pub(crate) const fn reduce_words<E: Element, const K: usize, const N: usize>(width: usize) -> usize {
     let slots = width.next_multiple_of(Compute::<E>::LANES);
-    words_for::<f64>(N * slots) + 2 * words_for::<Compute<E>>(N * slots) + words_for::<Compute<E>>(K * slots)
+    words_for::<f64>(N * slots) + words_for::<Compute<E>>((K + 2 * N) * slots)
 }
 
 /// Workspace of either walker for staging `width` elements of a row.
@@ -82,289 +83,574 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
 {
     let lanes_of = <Vec<E, L>>::WIDTH;
     let seg = Segment::new(geo, channels, lanes_of);
-    let slots = seg.groups * lanes_of;
+    let (count, slots) = (channels.end - channels.first, seg.groups * lanes_of);
     let mut carve = Carve::new(scratch);
-    let t = Tables::<E> {
+    let t = Table::<E, K, N> {
         results: carve.take(N * slots),
-        first: carve.take(N * slots),
-        second: carve.take(N * slots),
-        constants: carve.take(K * slots),
+        records: carve.take((K + 2 * N) * slots),
         slots,
+        lanes: lanes_of,
     };
     let staged = staged(from);
     let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
     let (first, end) = geo.cell_blocks(g);
-    // SAFETY: slots and elements are below the lengths of their tables; rows are inside the geometry,
-    // groups inside the segment.
+    // SAFETY: slots and elements are those of the table; rows are inside the geometry, groups inside
+    // the segment.
     unsafe {
-        for c in channels.first..channels.end {
+        for c in 0..count {
             for i in 1..K {
-                t.set_constant(geo, seg, c - channels.first, i, op.constant(c, i));
+                t.set_constant(geo, seg, c, i, op.constant(channels.first + c, i));
             }
         }
         let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
-        for j in 0..seg.groups {
-            let off = seg.offset(j, lanes_of);
-            let k = if op.pivots() && visits.0 < visits.1 {
-                pivot(lanes, op, geo, from, seg.start + off, visits)
-            } else {
-                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO)
-            };
-            k.store(t.constants.add(off));
+        let sampled = op.pivots() && visits.0 < visits.1;
+        if !sampled {
+            for j in 0..seg.groups {
+                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO).store(t.constant(j, 0));
+            }
+        } else if staged {
+            for j in 0..seg.groups {
+                let (off, mut buffer) = (seg.start + seg.offset(j, lanes_of), [[E::zeroed(); MOST_LANES]; I]);
+                let mut pivot = Pivot::<L, E>::new(lanes);
+                for i in 0..SAMPLES {
+                    let row = geo.visits.sample(i, visits.0, visits.1);
+                    pivot.add(
+                        lanes,
+                        op,
+                        i,
+                        &Place::rows_of(from, geo, row, off, lanes_of, buffer.as_mut_ptr().cast()),
+                        0,
+                    );
+                }
+                pivot.value(lanes).store(t.constant(j, 0));
+            }
+        } else {
+            // Where the samples are is worked out once: it took as long as a quarter of all sums.
+            let mut rows = [[core::ptr::null(); I]; SAMPLES];
+            for (i, at) in rows.iter_mut().enumerate() {
+                let row = geo.visits.sample(i, visits.0, visits.1);
+                *at = Place::rows_of(from, geo, row, seg.start, seg.width, stage);
+            }
+            for j in 0..seg.groups {
+                let mut pivot = Pivot::<L, E>::new(lanes);
+                for i in 0..SAMPLES {
+                    pivot.add(lanes, op, i, &rows[i], seg.offset(j, lanes_of));
+                }
+                pivot.value(lanes).store(t.constant(j, 0));
+            }
         }
         // The virtual channels of a channel share the pivot of the first, so that their sums can be
         // added. The rows left over share it too; where they are all there is, it is their first
         // value.
-        if seg.width > channels.end - channels.first {
-            for c in 0..channels.end - channels.first {
-                t.set_constant(geo, seg, c, 0, *t.constants.add(c * geo.adjacent));
+        if seg.width > count {
+            for c in 0..count {
+                t.set_constant(geo, seg, c, 0, t.constants(seg, c * geo.adjacent)[0]);
             }
         }
         if visits.0 == visits.1 && geo.rest > 0 && op.pivots() {
-            for c in channels.first..channels.end {
-                t.set_constant(geo, seg, c - channels.first, 0, first_of_rest(op, geo, from, c));
+            for c in 0..count {
+                t.set_constant(geo, seg, c, 0, first_of_rest(op, geo, from, channels.first + c));
             }
         }
     }
 
-    let n = geo.count(g);
-    // At most twice: a second time if pivots turn out to be far from the means.
-    for attempt in 0..2 {
-        // SAFETY: the length of the table.
+    let n = geo.count(g) as f64;
+    let (mut attempt, mut good);
+    attempt = 0;
+    loop {
+        // SAFETY: the table, the rows and the segment are those above.
         unsafe {
-            for i in 0..N * slots {
-                *t.results.add(i) = 0.0;
+            t.results.write_bytes(0, N * slots);
+            for block in first..end {
+                sum_block(lanes, op, geo, from, seg, &t, geo.block_visits(block), stage);
             }
-        }
-        for block in first..end {
-            let (v0, v1) = geo.block_visits(block);
-            for v in v0..v1 {
-                let visit = geo.visits.get(v);
-                let mut chain = Chain { start: (v - v0) % ROW_CHAIN == 0, end: false, first: v - v0 < ROW_CHAIN };
-                let end = (v - v0) % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == v1;
-                // SAFETY: the visit's rows are inside the geometry, the segment inside the rows.
-                unsafe {
-                    if !L::SINGLE && visit.count == 4 && !staged {
-                        let mut rows = [[core::ptr::null(); I]; 4];
-                        for t in 0..4 {
-                            rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
-                        }
-                        chain.end = end;
-                        go::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, &t, chain);
-                    } else {
-                        // One by one those that are staged, and the rows that four do not divide: the same
-                        // additions.
-                        for i in 0..visit.count {
-                            chain.end = end && i + 1 == visit.count;
-                            let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
-                            go::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, &t, chain);
-                            chain.start = false;
-                        }
-                    }
+            t.gather(geo, seg, count);
+            if geo.rest_of(g) > 0 {
+                let mut c = 0;
+                while c < count {
+                    let (group, k, mut sums) = t.group(geo, seg, channels, c);
+                    add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums);
+                    t.set_sums(c, count, &sums);
+                    c += MOST_LANES;
                 }
             }
-            for j in 0..seg.groups {
-                for n in 0..N {
-                    let at = n * slots + j * lanes_of;
-                    // SAFETY: the group's slots are in the tables.
-                    unsafe {
-                        let sums = Vec::<E, L>::load(lanes, t.second.add(at)).widen();
-                        let mut half = 0;
-                        while half < <Vec<E, L> as Vector>::WIDES {
-                            let total = t.results.add(at + 8 * half);
-                            (L::F64::load(lanes, total) + sums[half]).store(total);
-                            half += 1;
-                        }
-                    }
+            good = true;
+            for c in 0..count {
+                good &= R::good(&t.sums(c), n);
+            }
+            // A second time if pivots turn out to be far from the means.
+            if good || !R::PIVOT_PER_CELL || attempt == 1 {
+                break;
+            }
+            let mut far = false;
+            for c in 0..count {
+                let (k, sums) = (t.constants(seg, c * geo.adjacent).map(|k| k.to_f64()), t.sums(c));
+                if !R::good(&sums, n)
+                    && let Some(better) = R::repivot(k, &sums, n)
+                {
+                    t.set_constant(geo, seg, c, 0, better);
+                    far = true;
                 }
             }
-        }
-        let mut far = false;
-        if R::PIVOT_PER_CELL && attempt == 0 {
-            let mut c = channels.first;
-            while c < channels.end {
-                let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
-                // SAFETY: the cell is inside the geometry.
-                let (k, sums) = unsafe { totals::<L, E, R, I, J, K, N>(op, geo, from, seg, &t, channels, group, g) };
-                for l in 0..(group.end - c).min(MOST_LANES) {
-                    if !R::good(&sums[l], n as f64)
-                        && let Some(better) = R::repivot(k[l], &sums[l], n as f64)
-                    {
-                        // SAFETY: a channel of the segment.
-                        unsafe { t.set_constant(geo, seg, c + l - channels.first, 0, better) };
-                        far = true;
-                    }
-                }
-                c = group.end;
+            if !far {
+                break;
             }
-        }
-        if !far {
-            break;
+            attempt = 1;
         }
     }
 
-    let per_n = 1.0 / n as f64;
-    let mut c = channels.first;
-    while c < channels.end {
-        let group = Channels { first: c, end: channels.end.min(c + MOST_LANES) };
+    let per_n = 1.0 / n;
+    let mut c = 0;
+    while c < count {
         // SAFETY: the cell is inside the geometry.
-        let (mut k, mut sums) = unsafe { totals::<L, E, R, I, J, K, N>(op, geo, from, seg, &t, channels, group, g) };
-        let mut good = [true; MOST_LANES];
-        for l in 0..(group.end - c).min(MOST_LANES) {
-            good[l] = R::good(&sums[l], n as f64);
-        }
-        if good.contains(&false) {
-            // SAFETY: as above.
-            let exact = unsafe { again(op, geo, from, group, g, &k, &good) };
-            for l in 0..MOST_LANES {
-                if !good[l] {
-                    (k[l], sums[l]) = exact[l];
+        let (group, mut k, mut sums) = unsafe { t.group(geo, seg, channels, c) };
+        if !good {
+            let mut good = [true; MOST_LANES];
+            for l in 0..(group.end - group.first).min(MOST_LANES) {
+                good[l] = R::good(&sums[l], n);
+            }
+            if good.contains(&false) {
+                // SAFETY: as above.
+                let exact = unsafe { again(op, geo, from, group, g, &k, &good) };
+                for l in 0..MOST_LANES {
+                    if !good[l] {
+                        (k[l], sums[l]) = exact[l];
+                    }
                 }
             }
         }
-        for l in 0..(group.end - c).min(MOST_LANES) {
-            emit(c + l, R::settle(k[l], sums[l], per_n), k[l]);
+        for l in 0..(group.end - group.first).min(MOST_LANES) {
+            emit(group.first + l, R::settle(k[l], sums[l], per_n), k[l]);
         }
-        c = group.end;
+        c += MOST_LANES;
     }
 }
 
-/// Constants and sums of some channels of a segment, at most [`MOST_LANES`]: virtual channels, and the
-/// rows left over, added up.
-///
-/// # Safety
-/// The tables are those of the segment; the places are valid for reading all rows of the geometry.
-#[inline(always)]
-unsafe fn totals<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    op: &R,
-    geo: &Rows,
-    from: &[Place<E>; I],
-    seg: Segment,
-    t: &Tables<E>,
-    channels: Channels,
-    group: Channels,
-    g: usize,
-) -> ([[f64; K]; MOST_LANES], [[f64; N]; MOST_LANES])
-where
-    L: Lanes,
-    E: Element,
-    R: Reduction<E, I, J, K, N>,
-{
-    let base = geo.channels * geo.adjacent;
-    let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
-    for l in 0..(group.end - group.first).min(MOST_LANES) {
-        let mut e = (group.first + l - channels.first) * geo.adjacent;
-        for i in 0..K {
-            // SAFETY: e is an element of the segment.
-            k[l][i] = unsafe { *t.constants.add(i * t.slots + e) }.to_f64();
-        }
-        while e < seg.width {
-            for a in e..e + geo.adjacent {
-                for n in 0..N {
-                    // SAFETY: the slot of an element of the segment.
-                    sums[l][n] += unsafe { *t.results.add(n * t.slots + seg.slot(a, <Vec<E, L>>::WIDTH)) };
-                }
-            }
-            e += base;
-        }
-    }
-    if geo.rest_of(g) > 0 {
-        // SAFETY: the rows left over are inside the geometry.
-        unsafe { add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums) };
-    }
-    (k, sums)
-}
-
-/// What a segment keeps between visits, by slot; constants by element.
-struct Tables<E: Element> {
+/// What a segment keeps while its cell is summed: for each vector of it a record of constants,
+/// first-level and second-level sums, side by side so that one address serves them all; and
+/// sums in f64, by slot, later by channel.
+struct Table<E: Element, const K: usize, const N: usize> {
     results: *mut f64,
-    first: *mut Compute<E>,
-    second: *mut Compute<E>,
-    constants: *mut Compute<E>,
+    records: *mut Compute<E>,
     slots: usize,
+    lanes: usize,
 }
 
-impl<E: Element> Tables<E> {
-    /// Sets constant `i` of channel `c` of the segment in each of its elements.
+impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
+    /// Scalars of a record, per lane.
+    const ROWS: usize = K + 2 * N;
+
+    /// Constant `i` of vector `j`.
+    #[inline(always)]
+    fn constant(&self, j: usize, i: usize) -> *mut Compute<E> {
+        self.records.wrapping_add((j * Self::ROWS + i) * self.lanes)
+    }
+
+    /// Constant `i` in a slot.
+    #[inline(always)]
+    fn of_slot(&self, slot: usize, i: usize) -> *mut Compute<E> {
+        self.constant(slot / self.lanes.max(1), i).wrapping_add(slot % self.lanes.max(1))
+    }
+
+    /// The constants of element `e`.
     ///
     /// # Safety
-    /// The tables are those of the segment.
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn constants(&self, seg: Segment, e: usize) -> [Compute<E>; K] {
+        let mut k = [Compute::<E>::ZERO; K];
+        for i in 0..K {
+            // SAFETY: the slot of an element of the segment.
+            k[i] = unsafe { *self.of_slot(seg.slot(e, self.lanes), i) };
+        }
+        k
+    }
+
+    /// Sets constant `i` of channel `c` of the segment in each of its slots.
+    ///
+    /// # Safety
+    /// The table is that of the segment.
     #[inline(always)]
     unsafe fn set_constant(&self, geo: &Rows, seg: Segment, c: usize, i: usize, k: Compute<E>) {
         let mut e = c * geo.adjacent;
         while e < seg.width {
             for a in e..e + geo.adjacent {
-                // SAFETY: a is below the width.
-                unsafe { *self.constants.add(i * self.slots + a) = k };
+                // SAFETY: the slots of an element of the segment: it may be in the last vector and in
+                // the one before.
+                unsafe {
+                    if a + self.lanes >= seg.width {
+                        *self.of_slot(a + self.slots - seg.width, i) = k;
+                    }
+                    *self.of_slot(seg.slot(a, self.lanes), i) = k;
+                }
             }
             e += geo.channels * geo.adjacent;
         }
     }
+
+    /// From results by slot to results by channel: virtual channels added up, in the order of elements.
+    ///
+    /// # Safety
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn gather(&self, geo: &Rows, seg: Segment, count: usize) {
+        for n in 0..N {
+            let results = self.results.wrapping_add(n * self.slots);
+            // SAFETY: slots of elements of the segment; none is written before it is read.
+            unsafe {
+                if seg.width == count {
+                    let whole = seg.width / self.lanes.max(1) * self.lanes;
+                    for e in whole..seg.width {
+                        *results.add(e) = *results.add(seg.slot(e, self.lanes));
+                    }
+                    continue;
+                }
+                for c in 0..count {
+                    let (mut e, mut sum) = (c * geo.adjacent, 0.0);
+                    while e < seg.width {
+                        for a in e..e + geo.adjacent {
+                            sum += *results.add(seg.slot(a, self.lanes));
+                        }
+                        e += geo.channels * geo.adjacent;
+                    }
+                    *results.add(c) = sum;
+                }
+            }
+        }
+    }
+
+    /// The sums of channel `c` of the segment, after [`Table::gather`].
+    ///
+    /// # Safety
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn sums(&self, c: usize) -> [f64; N] {
+        let mut sums = [0.0; N];
+        for n in 0..N {
+            // SAFETY: by the caller.
+            sums[n] = unsafe { *self.results.add(n * self.slots + c) };
+        }
+        sums
+    }
+
+    /// Constants and sums of at most [`MOST_LANES`] channels of the segment, from `c` on.
+    ///
+    /// # Safety
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn group(
+        &self,
+        geo: &Rows,
+        seg: Segment,
+        channels: Channels,
+        c: usize,
+    ) -> (Channels, [[f64; K]; MOST_LANES], [[f64; N]; MOST_LANES]) {
+        let first = channels.first + c;
+        let group = Channels { first, end: channels.end.min(first + MOST_LANES) };
+        let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
+        for l in 0..(group.end - first).min(MOST_LANES) {
+            // SAFETY: a channel of the segment.
+            unsafe {
+                k[l] = self.constants(seg, (c + l) * geo.adjacent).map(|k| k.to_f64());
+                sums[l] = self.sums(c + l);
+            }
+        }
+        (group, k, sums)
+    }
+
+    /// Writes the sums of a group back.
+    ///
+    /// # Safety
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn set_sums(&self, c: usize, count: usize, sums: &[[f64; N]; MOST_LANES]) {
+        for l in 0..(count - c).min(MOST_LANES) {
+            for n in 0..N {
+                // SAFETY: a channel of the segment.
+                unsafe { *self.results.add(n * self.slots + c + l) = sums[l][n] };
+            }
+        }
+    }
 }
 
-/// Where rows stand in the two levels of sums.
-#[derive(Clone, Copy)]
-struct Chain {
-    /// They start a first-level sum.
-    start: bool,
-    /// They end it.
-    end: bool,
-    /// It is the first of the block.
-    first: bool,
-}
-
-/// Adds `T` rows to the sums.
+/// Adds a block to the results.
 ///
 /// # Safety
-/// The rows are valid for reading in the segment; the tables are those of the segment.
+/// The visits are those of a block; the table is that of the segment.
 #[inline(always)]
-unsafe fn go<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
+unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
-    rows: &[[*const E; I]; T],
+    geo: &Rows,
+    from: &[Place<E>; I],
     seg: Segment,
-    t: &Tables<E>,
-    chain: Chain,
+    t: &Table<E, K, N>,
+    (v0, v1): (usize, usize),
+    stage: *mut E,
 ) where
     L: Lanes,
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = <Vec<E, L>>::WIDTH;
-    for j in 0..seg.groups {
-        let (off, slot) = (seg.offset(j, lanes_of), j * lanes_of);
-        // SAFETY: the group lies in the segment, its slots in the tables.
-        unsafe {
-            let k = load_table::<L, E, K>(lanes, t.constants.add(off), t.slots);
-            let mut acc = if chain.start {
-                splat_all(lanes, &[Compute::<E>::ZERO; N])
-            } else {
-                load_table::<L, E, N>(lanes, t.first.add(slot), t.slots)
-            };
-            let mut i = 0;
-            while i < T {
-                let a = op.addends(op.values(lanes, load_all(lanes, &rows[i], off)), k);
-                let mut n = 0;
-                while n < N {
-                    acc[n] = acc[n] + a[n];
-                    n += 1;
-                }
-                i += 1;
+    // Rows of consecutive visits are evenly spaced, unless images are not.
+    let mut even = stage.is_null() && !L::SINGLE;
+    for place in from {
+        even &= place.per_image == 0;
+    }
+    // SAFETY: the visits' rows are inside the geometry, the segment inside the rows; the slots are those of the
+    // table.
+    unsafe {
+        for j in 0..seg.groups {
+            for n in 0..N {
+                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO).store(t.constant(j, K + N + n));
             }
+        }
+        let mut v = v0;
+        while v < v1 {
+            let visit = geo.visits.get(v);
+            if !L::SINGLE && visit.count == 4 && stage.is_null() {
+                let mut rows = [[core::ptr::null(); I]; 4];
+                for t in 0..4 {
+                    rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
+                }
+                let mut step = [0; I];
+                for i in 0..I {
+                    step[i] = from[i].inner * geo.fold;
+                }
+                let count = if even { geo.visits.fours(v, v1) - v } else { 1 };
+                let visits = (v - v0, count, v1 - v0);
+                lanes.apart(SumRows::<E, R, I, J, K, N> { op, rows, step, seg, records: t.records, visits });
+                v += count;
+            } else {
+                // One by one those that are staged, and the rows that four do not divide: the same
+                // additions.
+                let (start, end) = ends(v - v0, v1 - v0);
+                for i in 0..visit.count {
+                    let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
+                    let (start, end) = (start && i == 0, end && i + 1 == visit.count);
+                    sum_rows::<L, E, R, I, J, K, N, 1>(lanes, op, &row, seg, t.records, start, end);
+                }
+                v += 1;
+            }
+        }
+        for j in 0..seg.groups {
+            for n in 0..N {
+                let at = n * t.slots + j * lanes_of;
+                let sums = Vec::<E, L>::load(lanes, t.constant(j, K + N + n)).widen();
+                let mut half = 0;
+                while half < <Vec<E, L> as Vector>::WIDES {
+                    let total = t.results.add(at + 8 * half);
+                    (L::F64::load(lanes, total) + sums[half]).store(total);
+                    half += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Whether visit `v` of a block of `count` starts a first-level sum, and whether it ends one.
+#[inline(always)]
+fn ends(v: usize, count: usize) -> (bool, bool) {
+    (v % ROW_CHAIN == 0, v % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == count)
+}
+
+/// Adds visits of four rows to the sums: a shell of its own, so that its loops have the registers to
+/// themselves (they ran at half the speed).
+struct SumRows<'a, E: Element, R, const I: usize, const J: usize, const K: usize, const N: usize> {
+    op: &'a R,
+    /// The rows of the first visit, and elements from those of one visit to the next.
+    rows: [[*const E; I]; 4],
+    step: [usize; I],
+    seg: Segment,
+    records: *mut Compute<E>,
+    /// The first visit in its block, how many of them, and those of the block.
+    visits: (usize, usize, usize),
+}
+
+impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Task for SumRows<'_, E, R, I, J, K, N>
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let SumRows { op, mut rows, step, seg, records, visits: (first, count, all) } = self;
+        for v in first..first + count {
+            // SAFETY: `sum_block` vouches for rows and records. Each copy of the loop knows what it has to load
+            // and to store.
+            unsafe {
+                let (start, end) = ends(v, all);
+                sum_rows::<L, E, R, I, J, K, N, 4>(lanes, op, &rows, seg, records, start, end);
+            }
+            for t in 0..4 {
+                for i in 0..I {
+                    rows[t][i] = rows[t][i].wrapping_add(step[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds `T` rows to the sums; whether they start a first-level sum, and end it.
+///
+/// There is one loop for all visits, four lines of each row at a time: with a copy of it for those that start
+/// and end a sum, or with line after line from row to row, tensors beyond the caches were read at
+/// two thirds of the speed, since prefetchers learn by instruction and by page.
+///
+/// # Safety
+/// The rows are valid for reading in the segment; the records are those of the segment.
+#[inline(always)]
+unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
+    lanes: L,
+    op: &R,
+    rows: &[[*const E; I]; T],
+    seg: Segment,
+    records: *mut Compute<E>,
+    start: bool,
+    end: bool,
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lanes_of = <Vec<E, L>>::WIDTH;
+    let (mut at, mut record) = (0, records);
+    // SAFETY: the vectors lie in the segment, their records in the table.
+    unsafe {
+        if T > 1 && L::ABREAST > 1 {
+            while at + L::ABREAST * lanes_of <= seg.width {
+                if L::ABREAST == 4 {
+                    sum_vectors::<L, E, R, I, J, K, N, T, 4>(lanes, op, rows, at, record, start, end);
+                } else {
+                    sum_vectors::<L, E, R, I, J, K, N, T, 2>(lanes, op, rows, at, record, start, end);
+                }
+                at += L::ABREAST * lanes_of;
+                record = record.wrapping_add(L::ABREAST * (K + 2 * N) * lanes_of);
+            }
+        }
+        while at < seg.width {
+            let off = at.min(seg.width - lanes_of);
+            sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, op, rows, off, record, start, end);
+            at += lanes_of;
+            record = record.wrapping_add((K + 2 * N) * lanes_of);
+        }
+    }
+}
+
+/// The same for `U` vectors of each row.
+///
+/// # Safety
+/// The rows are valid for reading so many vectors from `off` on; the records are those of the vectors.
+#[inline(always)]
+unsafe fn sum_vectors<
+    L,
+    E,
+    R,
+    const I: usize,
+    const J: usize,
+    const K: usize,
+    const N: usize,
+    const T: usize,
+    const U: usize,
+>(
+    lanes: L,
+    op: &R,
+    rows: &[[*const E; I]; T],
+    off: usize,
+    record: *mut Compute<E>,
+    start: bool,
+    end: bool,
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lanes_of = <Vec<E, L>>::WIDTH;
+    let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
+    let row = |u: usize, row: usize| record.wrapping_add((u * (K + 2 * N) + row) * lanes_of);
+    let (mut k, mut acc) = ([[zero; K]; U], [[zero; N]; U]);
+    // SAFETY: by the caller.
+    unsafe {
+        let mut u = 0;
+        while u < U {
+            k[u] = load_table::<L, E, K>(lanes, row(u, 0), lanes_of);
+            if !start {
+                acc[u] = load_table::<L, E, N>(lanes, row(u, K), lanes_of);
+            }
+            u += 1;
+        }
+        let mut i = 0;
+        while i < T {
+            let mut u = 0;
+            while u < U {
+                let x = load_all(lanes, &rows[i], off + u * lanes_of);
+                acc[u] = add(acc[u], op.addends(op.values(lanes, x), k[u]));
+                u += 1;
+            }
+            i += 1;
+        }
+        let mut u = 0;
+        while u < U {
             let mut n = 0;
             while n < N {
-                let second = t.second.add(n * t.slots + slot);
-                if !chain.end {
-                    acc[n].store(t.first.add(n * t.slots + slot));
-                } else if chain.first {
-                    acc[n].store(second);
+                if end {
+                    let second = row(u, K + N + n);
+                    (Vec::<E, L>::load(lanes, second) + acc[u][n]).store(second);
                 } else {
-                    (Vec::<E, L>::load(lanes, second) + acc[n]).store(second);
+                    acc[u][n].store(row(u, K + n));
                 }
                 n += 1;
             }
+            u += 1;
         }
+    }
+}
+
+/// The pivots of one vector of a row: as in the planes geometry, with a channel in each lane.
+struct Pivot<L: Lanes, E: Element> {
+    base: Vec<E, L>,
+    distance: Vec<E, L>,
+}
+
+impl<L: Lanes, E: Element> Pivot<L, E> {
+    #[inline(always)]
+    fn new(lanes: L) -> Self {
+        let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
+        Pivot { base: zero, distance: zero }
+    }
+
+    /// Takes in sample `i`.
+    ///
+    /// # Safety
+    /// The rows are valid for reading a vector from `off` on.
+    #[inline(always)]
+    unsafe fn add<R, const I: usize, const J: usize, const K: usize, const N: usize>(
+        &mut self,
+        lanes: L,
+        op: &R,
+        i: usize,
+        rows: &[*const E; I],
+        off: usize,
+    ) where
+        R: Reduction<E, I, J, K, N>,
+    {
+        // SAFETY: by the caller.
+        let v = op.values(lanes, unsafe { load_all(lanes, rows, off) })[R::PIVOT_OF];
+        if i == 0 {
+            self.base = v;
+        } else {
+            self.distance = self.distance + (v - self.base);
+        }
+    }
+
+    /// The pivots; 0 where they are not finite.
+    #[inline(always)]
+    fn value(self, lanes: L) -> Vec<E, L> {
+        let k = self.base + self.distance * Vec::<E, L>::splat(lanes, Compute::<E>::PER_SAMPLE);
+        <Vec<E, L>>::select(k.finite(), k, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO))
     }
 }
 
@@ -585,45 +871,6 @@ where
         }
     }
     all
-}
-
-/// The pivots of one group in some visits: as in the planes geometry, with a channel in each lane.
-///
-/// # Safety
-/// The visits are of the geometry; `start` is where the group starts in a row.
-#[inline(always)]
-unsafe fn pivot<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    lanes: L,
-    op: &R,
-    geo: &Rows,
-    from: &[Place<E>; I],
-    start: usize,
-    (v0, v1): (usize, usize),
-) -> Vec<E, L>
-where
-    L: Lanes,
-    E: Element,
-    R: Reduction<E, I, J, K, N>,
-{
-    let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-    let (mut base, mut distance) = (zero, zero);
-    for i in 0..SAMPLES {
-        let (row, mut buffer) = (geo.visits.sample(i, v0, v1), [[E::zeroed(); MOST_LANES]; I]);
-        // SAFETY: the row is one of the block's, the group lies in it; the buffer holds a vector of
-        // each input.
-        let x = unsafe {
-            let stage = buffer.as_mut_ptr().cast();
-            load_all(lanes, &Place::rows_of(from, geo, row, start, <Vec<E, L>>::WIDTH, stage), 0)
-        };
-        let v = op.values(lanes, x)[R::PIVOT_OF];
-        if i == 0 {
-            base = v;
-        } else {
-            distance = distance + (v - base);
-        }
-    }
-    let k = base + distance * Vec::<E, L>::splat(lanes, Compute::<E>::PER_SAMPLE);
-    <Vec<E, L>>::select(k.finite(), k, zero)
 }
 
 /// Elements from one constant to the next. The table goes on for one vector more, from its start, for
