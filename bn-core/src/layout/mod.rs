@@ -462,95 +462,134 @@ fn tree(mut v: [f64; MOST_LANES]) -> f64 {
 
 /// The constants of a run of elements.
 trait Constants<L: Lanes, E: Element, M, const I: usize, const O: usize> {
-    /// After so many elements the constants begin again.
-    fn period(&self) -> usize;
-    /// Maps one vector, with the constants from `offset` on.
+    /// Those of one vector.
+    type Of: Copy;
+    /// Elements after which vectors have the same constants again.
+    fn unit(&self) -> usize;
+    /// Where the constants of element `i` are.
+    fn offset(&self, i: usize) -> usize;
+    /// Where those of the next vector are.
+    fn next(&self, offset: usize) -> usize;
+    /// Those of the vector whose constants are there.
     ///
     /// # Safety
-    /// The offset is below the period.
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], offset: usize) -> [Vec<E, L>; O];
+    /// The offset is one of those above.
+    unsafe fn at(&self, lanes: L, offset: usize) -> Self::Of;
+    /// Maps one vector.
+    ///
+    /// # Safety
+    /// As for [`Constants::at`], from where the constants are.
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], k: Self::Of, offset: usize) -> [Vec<E, L>; O];
 }
 
 /// Bytes of a run that is mapped in two streams.
 const FAR: usize = 1 << 20;
 
-/// Maps a run of at least a vector.
-///
-/// `stream` asks for stores past the caches, in whole lines: for outputs that would not stay there,
-/// and that are no input. On one thread they gained 1.2 to 1.5 times beyond the last cache, and lose
-/// twice that within.
-///
-/// # Safety
-/// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none.
-#[inline(always)]
-unsafe fn map_run<L, E, M, C, const I: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    from: &[*const E; I],
-    to: &[*mut E; O],
+/// A run of at least a vector.
+struct Elements<E, const I: usize, const O: usize> {
+    from: [*const E; I],
+    to: [*mut E; O],
     width: usize,
-    constants: &C,
-    stream: bool,
-) where
-    L: Lanes,
-    E: Element,
-    C: Constants<L, E, M, I, O>,
-{
-    let (lanes_of, period) = (<Vec<E, L>>::WIDTH, constants.period());
-    // The last vector overlaps its neighbour: it is read before anything is written, as the output
-    // may be the input.
-    let last = width - lanes_of;
-    // SAFETY: the vectors lie in the run; offsets are kept below the period.
-    unsafe {
-        let tail = load_all(lanes, from, last);
-        let (mut at, mut offset) = (0, 0);
-        if stream && let Some(lead) = lead(to) {
-            if lead > 0 {
-                let x = load_all(lanes, from, 0);
-                store_all::<L, E, O>(constants.map(lanes, op, x, 0), to, 0);
-                (at, offset) = (lead, rem(lead, period));
+}
+
+impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
+    /// Maps them.
+    ///
+    /// `stream` asks for stores past the caches, in whole lines: for outputs that would not stay there,
+    /// and that are no input. On one thread they gained 1.2 to 1.5 times beyond the last cache, and lose
+    /// twice that within.
+    ///
+    /// # Safety
+    /// The pointers are valid for `width` elements, at least a vector; an output is one of the inputs or overlaps none.
+    #[inline(always)]
+    unsafe fn map<L, M, C>(&self, lanes: L, op: &M, constants: &C, stream: bool)
+    where
+        L: Lanes,
+        C: Constants<L, E, M, I, O>,
+    {
+        let lanes_of = <Vec<E, L>>::WIDTH;
+        // The last vector overlaps its neighbour: it is read before anything is written, as the output
+        // may be the input.
+        let last = self.width - lanes_of;
+        // SAFETY: the vectors lie in the run.
+        unsafe {
+            let tail = load_all(lanes, &self.from, last);
+            let lead = if stream { lead(&self.to) } else { None };
+            let mut at = 0;
+            if let Some(lead) = lead
+                && lead > 0
+            {
+                let x = load_all(lanes, &self.from, 0);
+                store_all::<L, E, O>(constants.map(lanes, op, x, constants.at(lanes, 0), 0), &self.to, 0);
+                at = lead;
             }
             // Two halves at once, if they are far apart: 1.3 times as fast then, half as fast within a plane.
-            let far = width >= FAR / size_of::<E>();
-            let half = if far { div(div(width - at, lanes_of), 2) * lanes_of } else { 0 };
-            let (middle, mut second) = (at + half, rem(offset + rem(half, period), period));
-            while at < middle {
-                let near = constants.map(lanes, op, load_all(lanes, from, at), offset);
-                stream_all::<L, E, O>(near, to, at);
-                let far = constants.map(lanes, op, load_all(lanes, from, at + half), second);
-                stream_all::<L, E, O>(far, to, at + half);
-                at += lanes_of;
-                offset += lanes_of;
-                if offset >= period {
-                    offset -= period;
+            let unit = constants.unit();
+            let far = if self.width >= FAR / size_of::<E>() { div(div(self.width - at, 2), unit) * unit } else { 0 };
+            if lead.is_some() {
+                if far > 0 {
+                    self.walk::<L, M, C, 2, true>(lanes, op, constants, at, div(far, lanes_of), far);
+                    at += 2 * far;
                 }
-                second += lanes_of;
-                if second >= period {
-                    second -= period;
+                let vectors = div(self.width - at, lanes_of);
+                self.walk::<L, M, C, 1, true>(lanes, op, constants, at, vectors, 0);
+                at += vectors * lanes_of;
+            } else {
+                if far > 0 {
+                    self.walk::<L, M, C, 2, false>(lanes, op, constants, at, div(far, lanes_of), far);
+                    at += 2 * far;
                 }
+                let vectors = div(self.width - at, lanes_of);
+                self.walk::<L, M, C, 1, false>(lanes, op, constants, at, vectors, 0);
+                at += vectors * lanes_of;
             }
-            (at, offset) = (at + half, second);
-            while at <= last {
-                stream_all::<L, E, O>(constants.map(lanes, op, load_all(lanes, from, at), offset), to, at);
-                at += lanes_of;
-                offset += lanes_of;
-                if offset >= period {
-                    offset -= period;
-                }
-            }
-        } else {
-            while at <= last {
-                let x = load_all(lanes, from, at);
-                store_all::<L, E, O>(constants.map(lanes, op, x, offset), to, at);
-                at += lanes_of;
-                offset += lanes_of;
-                if offset >= period {
-                    offset -= period;
-                }
+            if at < self.width {
+                let offset = constants.offset(last);
+                store_all::<L, E, O>(
+                    constants.map(lanes, op, tail, constants.at(lanes, offset), offset),
+                    &self.to,
+                    last,
+                );
             }
         }
-        if at < width {
-            store_all::<L, E, O>(constants.map(lanes, op, tail, rem(last, period)), to, last);
+    }
+
+    /// Maps vectors from `at` on, and from `far` elements further on, which have the same constants.
+    ///
+    /// # Safety
+    /// They lie in the run; those that are streamed are aligned.
+    #[inline(always)]
+    unsafe fn walk<L, M, C, const S: usize, const STREAM: bool>(
+        &self,
+        lanes: L,
+        op: &M,
+        constants: &C,
+        mut at: usize,
+        vectors: usize,
+        far: usize,
+    ) where
+        L: Lanes,
+        C: Constants<L, E, M, I, O>,
+    {
+        let mut offset = constants.offset(at);
+        for _ in 0..vectors {
+            // SAFETY: by the caller.
+            unsafe {
+                let k = constants.at(lanes, offset);
+                let mut s = 0;
+                while s < S {
+                    let at = at + s * far;
+                    let y = constants.map(lanes, op, load_all(lanes, &self.from, at), k, offset);
+                    if STREAM {
+                        stream_all::<L, E, O>(y, &self.to, at);
+                    } else {
+                        store_all::<L, E, O>(y, &self.to, at);
+                    }
+                    s += 1;
+                }
+            }
+            at += <Vec<E, L>>::WIDTH;
+            offset = constants.next(offset);
         }
     }
 }

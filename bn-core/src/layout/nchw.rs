@@ -5,8 +5,8 @@
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64,
-    all_at, finish, load_all, map_in_f64, map_run, splat_all, staged, tree, words_for,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, Elements, MOST_LANES, MOST_OPERANDS, Place, Vec, add,
+    add_in_f64, all_at, finish, load_all, map_in_f64, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -535,15 +535,8 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
         let narrow = splat_all::<Vec<E, L>, K>(lanes, k.0);
-        map_run(
-            lanes,
-            op,
-            &from,
-            &into,
-            width,
-            &PlaneConstants::<L, E, K, J> { narrow, safe: k.1, channel: plane.1 },
-            stream,
-        );
+        let constants = PlaneConstants::<L, E, K, J> { narrow, safe: k.1, channel: plane.1 };
+        Elements { from, to: into, width }.map(lanes, op, &constants, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
@@ -566,12 +559,23 @@ where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
+    type Of = ();
     #[inline(always)]
-    fn period(&self) -> usize {
-        usize::MAX
+    fn unit(&self) -> usize {
+        <Vec<E, L>>::WIDTH
     }
     #[inline(always)]
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], _: usize) -> [Vec<E, L>; O] {
+    fn offset(&self, _: usize) -> usize {
+        0
+    }
+    #[inline(always)]
+    fn next(&self, _: usize) -> usize {
+        0
+    }
+    #[inline(always)]
+    unsafe fn at(&self, _: L, _: usize) {}
+    #[inline(always)]
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], (): (), _: usize) -> [Vec<E, L>; O] {
         let v = op.before(lanes, x);
         let mut r = op.formula(v, self.narrow);
         let channels = ChannelsOf { first: self.channel, count: 1, adjacent: 1, start: 0 };

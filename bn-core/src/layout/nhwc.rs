@@ -6,10 +6,10 @@
 //! stored once per four rows. Neighbouring rows in lockstep would share pages and run at a third
 //! of that speed.
 
-use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
+use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, finish,
-    load_all, map_in_f64, map_run, staged, store_all, values_in_f64, words_for,
+    Carve, Channels, ChannelsOf, Compute, Constants, Direction, Elements, MOST_LANES, MOST_OPERANDS, Place, Vec, add,
+    finish, load_all, map_in_f64, staged, store_all, values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
@@ -1037,7 +1037,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
         if width < lanes_of {
             map_part(lanes, op, &from, &into, width, table);
         } else {
-            map_run(lanes, op, &from, &into, width, table, stream);
+            Elements { from, to: into, width }.map(lanes, op, table, stream);
         }
         for o in 0..O {
             if !to[o].contiguous {
@@ -1075,7 +1075,8 @@ unsafe fn map_part<L, E, M, const I: usize, const J: usize, const K: usize, cons
         for o in 0..O {
             written[o] = y[o].as_mut_ptr();
         }
-        store_all::<L, E, O>(table.map(lanes, op, load_all(lanes, &read, 0), 0), &written, 0);
+        let k = Constants::<L, E, M, I, O>::at(table, lanes, 0);
+        store_all::<L, E, O>(table.map(lanes, op, load_all(lanes, &read, 0), k, 0), &written, 0);
         for o in 0..O {
             core::ptr::copy_nonoverlapping(y[o].as_ptr(), to[o], width);
         }
@@ -1089,23 +1090,37 @@ where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
+    type Of = [Vec<E, L>; K];
     #[inline(always)]
-    fn period(&self) -> usize {
-        self.width
+    fn unit(&self) -> usize {
+        // The least common multiple with a vector, whose lanes are a power of two.
+        let lanes = <Vec<E, L>>::WIDTH;
+        self.width * (lanes >> self.width.trailing_zeros().min(lanes.trailing_zeros()))
     }
     #[inline(always)]
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], offset: usize) -> [Vec<E, L>; O] {
+    fn offset(&self, i: usize) -> usize {
+        rem(i, self.width)
+    }
+    #[inline(always)]
+    fn next(&self, offset: usize) -> usize {
+        let next = offset + <Vec<E, L>>::WIDTH;
+        if next < self.width { next } else { next - self.width }
+    }
+    #[inline(always)]
+    unsafe fn at(&self, lanes: L, offset: usize) -> [Vec<E, L>; K] {
         // SAFETY: the table has a vector from each element on.
-        unsafe {
-            let k = load_table::<L, E, K>(lanes, self.narrow.add(offset), self.next);
-            let v = op.before(lanes, x);
-            let mut r = op.formula(v, k);
-            if !self.all_safe {
-                let safe = Vec::<E, L>::load(lanes, self.narrow.add(K * self.next + offset));
-                let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-                r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.channels(offset), false));
-            }
-            finish(lanes, op, v, r, self.channels(offset))
+        unsafe { load_table::<L, E, K>(lanes, self.narrow.add(offset), self.next) }
+    }
+    #[inline(always)]
+    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], k: [Vec<E, L>; K], offset: usize) -> [Vec<E, L>; O] {
+        let v = op.before(lanes, x);
+        let mut r = op.formula(v, k);
+        if !self.all_safe {
+            // SAFETY: the table has a vector from each element on.
+            let safe = unsafe { Vec::<E, L>::load(lanes, self.narrow.add(K * self.next + offset)) };
+            let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
+            r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.channels(offset), false));
         }
+        finish(lanes, op, v, r, self.channels(offset))
     }
 }
