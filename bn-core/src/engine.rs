@@ -25,9 +25,10 @@ const TASKS_PER_THREAD: usize = 4;
 /// Values of a channel that a task of a map has at least, if threads go around: making the constants of a
 /// channel takes as long as mapping some 200 values.
 const MIN_VALUES: usize = 256;
-/// Bytes of an output from which on it is written past the caches: about where a copy with such stores
-/// is as fast as one without (a last cache of 32 MB that others use too).
-const STREAM_BYTES: usize = 16 << 20;
+/// Bytes of all inputs and outputs of a map from which on the outputs are written past the caches: where they
+/// would not stay there. On Zen 5 with a last cache of 32 MB, which others use too: at 13 MB a loss of a
+/// fifth, at 22 MB even, from 25 MB on a gain of 1.3 to 1.5 times.
+const STREAM_BYTES: usize = 22 << 20;
 /// Elements below which a call stays on the calling thread. Two threads against one, by rayon, on Zen 5: at
 /// 32 k elements 0.6 to 0.9 times the speed, at 64 k 0.8 to 1.3, at 100 k 1.1 to 1.5, at 200 k 1.3 to 1.6 and
 /// beyond 1.2 to 1.8.
@@ -317,7 +318,7 @@ impl Engine {
         let pieces = ceil(wanted, chunks * tiles).min(div(positions, 64 * self.lanes)).max(1);
         let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
         let in_place = to.iter().any(|t| from.iter().any(|f| f.same(t)));
-        let stream = !in_place && self.shape.len() >= STREAM_BYTES / size_of::<E>();
+        let stream = !in_place && self.shape.len().saturating_mul(I + O) >= STREAM_BYTES / size_of::<E>();
         run.phase(width, tiles * chunks * pieces, slot, &|task, scratch| {
             let (first, end) = from_to(channels, tiles, rem(div(task, pieces), tiles));
             let piece = {

@@ -49,10 +49,11 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    // Per channel: the sums so far, constants, and second-level sums of an unfinished block.
+    // Per channel: second-level sums of an unfinished block (first, where a cache line begins), the sums so
+    // far, and constants.
+    let sums = carve.take::<Compute<E>>(width * N * lanes_of);
     let results = carve.take::<[f64; N]>(width);
     let constants = carve.take::<[Compute<E>; K]>(width);
-    let sums = carve.take::<Compute<E>>(width * N * lanes_of);
     let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
 
     let (first, end) = geo.blocks(g);
@@ -80,6 +81,8 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         unsafe { *constants.add(c) = k };
     }
 
+    // The first piece, which may be the only one: to work it out took as long as to sum a small plane.
+    let piece0 = Strip::new(geo, 0, lanes_of);
     let n = geo.count(g, lanes_of);
     let per_n = 1.0 / n as f64;
     // At most twice: a second time if pivots turn out to be far from the means.
@@ -102,7 +105,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                     let (constants, result, sums) =
                         unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
                     for p in p0..p1 {
-                        let piece = geo.piece(p, lanes_of);
+                        let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of) };
                         for lane in 0..if L::SINGLE { lanes_of } else { 1 } {
                             let lanes = lanes.lane(lane);
                             let k = splat_all::<Vec<E, L>, K>(lanes, constants);
@@ -115,7 +118,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                                 }
                             }
                             // SAFETY: the visit's images and the piece are inside the geometry.
-                            acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, piece, &k, acc, stage) };
+                            acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, strip, &k, acc, stage) };
                             for n in 0..N {
                                 if L::SINGLE || v + 1 < v1 {
                                     // SAFETY: as for the load above.
@@ -182,7 +185,7 @@ unsafe fn sum_piece<L, E, R, const I: usize, const J: usize, const K: usize, con
     from: &[Place<E>; I],
     visit: Visit,
     channel: usize,
-    piece: Piece,
+    Strip { piece, runs, first }: Strip,
     k: &[Vec<E, L>; K],
     mut acc: [Vec<E, L>; N],
     stage: *mut E,
@@ -197,39 +200,65 @@ where
     // SAFETY: by the caller.
     unsafe {
         if geo.spanning {
-            let (range, mut chain) = (Range::new(geo, 0, geo.vectors, lanes_of), zero);
-            for t in 0..visit.count {
-                let at = [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
-                chain = sum(lanes, op, &at, range, k, [chain])[0];
+            let (range, mut chain) = (first, zero);
+            let at = |t: usize| [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
+            if !L::SINGLE && visit.count == 4 {
+                // Each image has loads of its own, here and below: prefetchers learn by instruction (planes of 7×7
+                // were read at half the speed).
+                chain = sum(lanes, op, &at(0), range, k, [chain])[0];
+                chain = sum(lanes, op, &at(1), range, k, [chain])[0];
+                chain = sum(lanes, op, &at(2), range, k, [chain])[0];
+                chain = sum(lanes, op, &at(3), range, k, [chain])[0];
+            } else {
+                for t in 0..visit.count {
+                    chain = sum(lanes, op, &at(t), range, k, [chain])[0];
+                }
             }
             return add(acc, chain);
         }
-        let runs = piece.vectors.div_ceil(CHAIN);
-        // What is staged goes one by one.
-        let streams = if stage.is_null() { L::STREAMS } else { 1 };
         for run in 0..runs {
-            let first = piece.first + part(piece.vectors, runs, run);
-            let end = piece.first + part(piece.vectors, runs, run + 1);
-            let range = Range::new(geo, first, end, lanes_of);
+            let range = if run == 0 { first } else { Range::of_run(geo, piece, runs, run, lanes_of) };
             let at = |t: usize| Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage);
-            let mut t = 0;
-            if streams >= 4 && visit.count == 4 {
+            // What is staged goes one by one.
+            if L::SINGLE || visit.count < 4 || !stage.is_null() {
+                for t in 0..visit.count {
+                    acc = add(acc, sum(lanes, op, &[at(t)], range, k, [zero])[0]);
+                }
+            } else if L::STREAMS == 4 {
                 let chains = sum(lanes, op, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
                 acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
-                t = 4;
-            }
-            while streams == 2 && t + 2 <= visit.count {
-                let chains = sum(lanes, op, &[at(t), at(t + 1)], range, k, [zero; 2]);
+            } else if L::STREAMS == 2 {
+                let chains = sum(lanes, op, &[at(0), at(1)], range, k, [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
-                t += 2;
-            }
-            while t < visit.count {
-                acc = add(acc, sum(lanes, op, &[at(t)], range, k, [zero])[0]);
-                t += 1;
+                let chains = sum(lanes, op, &[at(2), at(3)], range, k, [zero; 2]);
+                acc = add(add(acc, chains[0]), chains[1]);
+            } else {
+                acc = add(acc, sum(lanes, op, &[at(0)], range, k, [zero])[0]);
+                acc = add(acc, sum(lanes, op, &[at(1)], range, k, [zero])[0]);
+                acc = add(acc, sum(lanes, op, &[at(2)], range, k, [zero])[0]);
+                acc = add(acc, sum(lanes, op, &[at(3)], range, k, [zero])[0]);
             }
         }
     }
     acc
+}
+
+/// A piece of a plane, in runs of at most [`CHAIN`] vectors.
+#[derive(Clone, Copy)]
+struct Strip {
+    piece: Piece,
+    runs: usize,
+    /// The first run.
+    first: Range,
+}
+
+impl Strip {
+    #[inline(always)]
+    fn new(geo: &Planes, p: usize, lanes: usize) -> Self {
+        let piece = geo.piece(p, lanes);
+        let runs = piece.vectors.div_ceil(CHAIN);
+        Strip { piece, runs, first: Range::of_run(geo, piece, runs, 0, lanes) }
+    }
 }
 
 /// Vectors `first..end` of a plane.
@@ -250,6 +279,13 @@ struct Range {
 }
 
 impl Range {
+    /// Run `run` of a piece.
+    #[inline(always)]
+    fn of_run(geo: &Planes, piece: Piece, runs: usize, run: usize, lanes: usize) -> Self {
+        let (first, end) = (part(piece.vectors, runs, run), part(piece.vectors, runs, run + 1));
+        Range::new(geo, piece.first + first, piece.first + end, lanes)
+    }
+
     #[inline(always)]
     fn new(geo: &Planes, first: usize, end: usize, lanes: usize) -> Self {
         let (whole, last) = (end.min(geo.positions / lanes), geo.positions - lanes);

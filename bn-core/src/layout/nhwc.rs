@@ -921,21 +921,32 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         adjacent: geo.adjacent,
         all_safe: true,
     };
-    let base = geo.channels * geo.adjacent;
     for c in 0..count {
         let k = op.coefficients(channels.first + c);
         table.all_safe &= k.safe;
-        // SAFETY: c is below the number of channels, a below the width.
+        // SAFETY: c is below the number of channels.
         unsafe {
-            let mut e = c * geo.adjacent;
-            while e < seg.width {
-                for a in e..e + geo.adjacent {
-                    for i in 0..K {
-                        *table.narrow.add(i * next + a) = Scalar::from_f64(k.narrow[i]);
+            for i in 0..K {
+                *table.narrow.add(i * next + c) = Scalar::from_f64(k.narrow[i]);
+            }
+            *table.narrow.add(K * next + c) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
+        }
+    }
+    if seg.width > count {
+        // From channels to elements, backwards: what is read has not been written yet.
+        for i in 0..=K {
+            let (row, mut e) = (table.narrow.wrapping_add(i * next), seg.width);
+            while e > 0 {
+                for c in (0..count).rev() {
+                    // SAFETY: the width is a multiple of the elements of all channels, and c ≤ e below it.
+                    unsafe {
+                        let k = *row.add(c);
+                        for _ in 0..geo.adjacent {
+                            e -= 1;
+                            *row.add(e) = k;
+                        }
                     }
-                    *table.narrow.add(K * next + a) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
                 }
-                e += base;
             }
         }
     }
@@ -972,7 +983,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     }
     if end == geo.folded && geo.rest > 0 {
         // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
-        unsafe { map_row(lanes, op, geo, from, to, end, 0, geo.rest * base, &table, stage, false) };
+        let width = geo.rest * geo.channels * geo.adjacent;
+        unsafe { map_row(lanes, op, geo, from, to, end, 0, width, &table, stage, false) };
     }
 }
 
