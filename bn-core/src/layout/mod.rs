@@ -3,9 +3,10 @@
 pub(crate) mod grid;
 pub(crate) mod nchw;
 pub(crate) mod nhwc;
+mod run;
 
 use crate::element::{Element, sealed::Storage};
-use crate::kernel::{Map, Reduction};
+use crate::kernel::Reduction;
 use crate::lanes::{Base, Lanes, Scalar, Vector, single::Single};
 use crate::shape::{Shape, Stride};
 use grid::{Grid, Rows, div, rem};
@@ -302,6 +303,26 @@ unsafe fn load_all<L: Lanes, E: Element, const I: usize>(
     x
 }
 
+/// One vector from each row of a table.
+///
+/// # Safety
+/// The table has a vector there.
+#[inline(always)]
+unsafe fn load_table<L: Lanes, E: Element, const K: usize>(
+    lanes: L,
+    at: *const Compute<E>,
+    next: usize,
+) -> [Vec<E, L>; K] {
+    let mut k = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); K];
+    let mut i = 0;
+    while i < K {
+        // SAFETY: by the caller.
+        k[i] = unsafe { Vec::<E, L>::load(lanes, at.add(i * next)) };
+        i += 1;
+    }
+    k
+}
+
 /// Writes one vector of each output.
 ///
 /// # Safety
@@ -434,19 +455,6 @@ where
     x
 }
 
-/// The lanes of some vectors.
-#[inline(always)]
-fn store_lanes<L: Lanes, E: Element, const J: usize>(v: [Vec<E, L>; J]) -> [[Compute<E>; MOST_LANES]; J] {
-    let mut out = [[Compute::<E>::ZERO; MOST_LANES]; J];
-    let mut j = 0;
-    while j < J {
-        // SAFETY: each array has room for every vector.
-        unsafe { v[j].store(out[j].as_mut_ptr()) };
-        j += 1;
-    }
-    out
-}
-
 /// The sum of all lanes, by one fixed tree.
 #[inline(always)]
 fn tree(mut v: [f64; MOST_LANES]) -> f64 {
@@ -458,238 +466,4 @@ fn tree(mut v: [f64; MOST_LANES]) -> f64 {
         half /= 2;
     }
     v[0]
-}
-
-/// The constants of a run of elements.
-trait Constants<L: Lanes, E: Element, M, const I: usize, const O: usize> {
-    /// Those of one vector.
-    type Of: Copy;
-    /// Elements after which vectors have the same constants again.
-    fn unit(&self) -> usize;
-    /// Where the constants of element `i` are.
-    fn offset(&self, i: usize) -> usize;
-    /// Where those of the next vector are.
-    fn next(&self, offset: usize) -> usize;
-    /// Those of the vector whose constants are there.
-    ///
-    /// # Safety
-    /// The offset is one of those above.
-    unsafe fn at(&self, lanes: L, offset: usize) -> Self::Of;
-    /// Maps one vector.
-    ///
-    /// # Safety
-    /// As for [`Constants::at`], from where the constants are.
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], k: Self::Of, offset: usize) -> [Vec<E, L>; O];
-}
-
-/// Bytes of a run that is mapped in two streams.
-const FAR: usize = 1 << 20;
-
-/// A run of at least a vector.
-struct Elements<E, const I: usize, const O: usize> {
-    from: [*const E; I],
-    to: [*mut E; O],
-    width: usize,
-}
-
-impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
-    /// Maps them.
-    ///
-    /// `stream` asks for stores past the caches, in whole lines: for outputs that would not stay there,
-    /// and that are no input. On one thread they gained 1.2 to 1.5 times beyond the last cache, and lose
-    /// twice that within.
-    ///
-    /// # Safety
-    /// The pointers are valid for `width` elements, at least a vector; an output is one of the inputs or overlaps none.
-    #[inline(always)]
-    unsafe fn map<L, M, C>(&self, lanes: L, op: &M, constants: &C, stream: bool)
-    where
-        L: Lanes,
-        C: Constants<L, E, M, I, O>,
-    {
-        let lanes_of = <Vec<E, L>>::WIDTH;
-        // The last vector overlaps its neighbour: it is read before anything is written, as the output
-        // may be the input.
-        let last = self.width - lanes_of;
-        // SAFETY: the vectors lie in the run.
-        unsafe {
-            let tail = load_all(lanes, &self.from, last);
-            let lead = if stream { lead(&self.to) } else { None };
-            let mut at = 0;
-            if let Some(lead) = lead
-                && lead > 0
-            {
-                let x = load_all(lanes, &self.from, 0);
-                store_all::<L, E, O>(constants.map(lanes, op, x, constants.at(lanes, 0), 0), &self.to, 0);
-                at = lead;
-            }
-            // Two halves at once, if they are far apart: 1.3 times as fast then, half as fast within a plane.
-            let unit = constants.unit();
-            let far = if self.width >= FAR / size_of::<E>() { div(div(self.width - at, 2), unit) * unit } else { 0 };
-            if lead.is_some() {
-                if far > 0 {
-                    self.walk::<L, M, C, 2, true>(lanes, op, constants, at, div(far, lanes_of), far);
-                    at += 2 * far;
-                }
-                let vectors = div(self.width - at, lanes_of);
-                self.walk::<L, M, C, 1, true>(lanes, op, constants, at, vectors, 0);
-                at += vectors * lanes_of;
-            } else {
-                if far > 0 {
-                    self.walk::<L, M, C, 2, false>(lanes, op, constants, at, div(far, lanes_of), far);
-                    at += 2 * far;
-                }
-                let vectors = div(self.width - at, lanes_of);
-                self.walk::<L, M, C, 1, false>(lanes, op, constants, at, vectors, 0);
-                at += vectors * lanes_of;
-            }
-            if at < self.width {
-                let offset = constants.offset(last);
-                store_all::<L, E, O>(
-                    constants.map(lanes, op, tail, constants.at(lanes, offset), offset),
-                    &self.to,
-                    last,
-                );
-            }
-        }
-    }
-
-    /// Maps vectors from `at` on, and from `far` elements further on, which have the same constants.
-    ///
-    /// # Safety
-    /// They lie in the run; those that are streamed are aligned.
-    #[inline(always)]
-    unsafe fn walk<L, M, C, const S: usize, const STREAM: bool>(
-        &self,
-        lanes: L,
-        op: &M,
-        constants: &C,
-        mut at: usize,
-        vectors: usize,
-        far: usize,
-    ) where
-        L: Lanes,
-        C: Constants<L, E, M, I, O>,
-    {
-        let mut offset = constants.offset(at);
-        for _ in 0..vectors {
-            // SAFETY: by the caller.
-            unsafe {
-                let k = constants.at(lanes, offset);
-                let mut s = 0;
-                while s < S {
-                    let at = at + s * far;
-                    let y = constants.map(lanes, op, load_all(lanes, &self.from, at), k, offset);
-                    if STREAM {
-                        stream_all::<L, E, O>(y, &self.to, at);
-                    } else {
-                        store_all::<L, E, O>(y, &self.to, at);
-                    }
-                    s += 1;
-                }
-            }
-            at += <Vec<E, L>>::WIDTH;
-            offset = constants.next(offset);
-        }
-    }
-}
-
-/// Elements up to the first whole vector that may be streamed, if all outputs agree on it.
-#[inline(always)]
-fn lead<E: Element, const O: usize>(to: &[*mut E; O]) -> Option<usize> {
-    let (size, line) = (size_of::<E>(), Compute::<E>::LANES * size_of::<E>());
-    let mut lead = None;
-    for p in to {
-        let over = p.addr() % line;
-        let of = if over == 0 { 0 } else { line - over };
-        if of % size != 0 || lead.is_some_and(|lead| lead != of) {
-            return None;
-        }
-        lead = Some(of);
-    }
-    lead.map(|bytes| bytes / size)
-}
-
-/// Of which channels the lanes of a vector are: lane `l` is element `start + l` of a row whose `count`
-/// channels, from `first` on, have `adjacent` elements each, in turn.
-#[derive(Clone, Copy)]
-struct ChannelsOf {
-    first: usize,
-    count: usize,
-    adjacent: usize,
-    start: usize,
-}
-
-/// From the result of a map's formula to what is stored.
-#[inline(always)]
-fn finish<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    v: [Vec<E, L>; J],
-    result: Vec<E, L>,
-    channels: ChannelsOf,
-) -> [Vec<E, L>; O]
-where
-    L: Lanes,
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    let sum = op.join(v, result);
-    let mut y = op.outputs(lanes, v, sum);
-    if op.checked() && !<Vec<E, L>>::all(sum.finite()) {
-        y[0] = <Vec<E, L>>::select(sum.finite(), y[0], map_in_f64(lanes, op, v, channels, true));
-    }
-    y
-}
-
-/// The formula of a map in f64, or all of it up to its first output.
-#[inline(always)]
-fn map_in_f64<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    v: [Vec<E, L>; J],
-    channels: ChannelsOf,
-    whole: bool,
-) -> Vec<E, L>
-where
-    L: Lanes,
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    let mut v = store_lanes::<L, E, J>(v);
-    map_lanes::<E, M, I, J, K, O>(op, &mut v, <Vec<E, L>>::WIDTH, channels, whole);
-    // SAFETY: the array has room for every vector.
-    unsafe { Vec::<E, L>::load(lanes, v[0].as_ptr()) }
-}
-
-/// The same lane by lane, into the first of its values: the slow path of maps, the same
-/// code on every ISA.
-#[cold]
-#[inline(never)]
-fn map_lanes<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    op: &M,
-    v: &mut [[Compute<E>; MOST_LANES]; J],
-    lanes: usize,
-    channels: ChannelsOf,
-    whole: bool,
-) where
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    let (mut last, mut k) = (usize::MAX, [0.0; K]);
-    for lane in 0..lanes.min(MOST_LANES) {
-        let mut x = [0.0; J];
-        for j in 0..J {
-            x[j] = v[j][lane].to_f64();
-        }
-        let channel = channels.first + rem(div(channels.start + lane, channels.adjacent), channels.count);
-        if channel != last {
-            (last, k) = (channel, op.coefficients(channel).wide);
-        }
-        let mut r = op.formula(x, k);
-        if whole {
-            r = op.outputs((), x, op.join(x, r))[0];
-        }
-        v[0][lane] = Scalar::from_f64(r);
-    }
 }

@@ -4,9 +4,10 @@
 //! elements are mapped image by image.
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
+use super::run::{Constants, Elements};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, Elements, MOST_LANES, MOST_OPERANDS, Place, Vec, add,
-    add_in_f64, all_at, finish, load_all, map_in_f64, splat_all, staged, tree, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at, load_all,
+    splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -463,7 +464,7 @@ const MIN_STREAM: usize = 32;
 
 /// Workspace of [`map`] for one channel.
 pub(crate) const fn map_words<E: Element, const K: usize>() -> usize {
-    words_for::<Compute<E>>(K) + words_for::<Compute<E>>(1)
+    words_for::<Compute<E>>(K)
 }
 
 /// What a task of [`map`] covers.
@@ -498,15 +499,13 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    // The constants of each channel, and whether they suffice.
-    let (table, safe) = (carve.take::<[Compute<E>; K]>(width), carve.take::<Compute<E>>(width));
+    let table = carve.take::<[Compute<E>; K]>(width);
+    let mut safe = true;
     for c in 0..width {
         let k = op.coefficients(channels.first + c);
-        // SAFETY: c < width, the length of both.
-        unsafe {
-            *table.add(c) = k.narrow.map(Compute::<E>::from_f64);
-            *safe.add(c) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
-        }
+        safe &= k.safe;
+        // SAFETY: c < width, the length of the table.
+        unsafe { Constants::<E, K>::write(&k, table.add(c).cast(), 1) };
     }
     debug_assert!(positions.1 - positions.0 >= lanes_of);
     let staged = staged(from) || staged(to);
@@ -522,15 +521,15 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let stream = stream && !staged && vectors >= MIN_STREAM;
     for image in images.0..images.1 {
         for c in 0..width {
-            // SAFETY: c < width; the loop above has written the entry.
-            let k = unsafe { (&*table.add(c), *safe.add(c) == Compute::<E>::ONE) };
             let plane = (image, channels.first + c);
+            let at = table.wrapping_add(c).cast_const().cast();
+            let k = Constants { at, apart: 1, period: 0, first: plane.1, count: 1, adjacent: 1, safe };
             for p in 0..parts {
                 let start = positions.0 + part(vectors, parts, p) * lanes_of;
                 let end =
                     if p + 1 == parts { positions.1 } else { positions.0 + part(vectors, parts, p + 1) * lanes_of };
                 // SAFETY: the part lies in the plane, and has at least one vector.
-                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, k, stage, stream) };
+                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, &k, stage, stream) };
             }
         }
     }
@@ -553,7 +552,7 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
     plane: (usize, usize),
     start: usize,
     width: usize,
-    k: (&[Compute<E>; K], bool),
+    k: &Constants<E, K>,
     stage: *mut E,
     stream: bool,
 ) where
@@ -570,54 +569,11 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        let narrow = splat_all::<Vec<E, L>, K>(lanes, k.0);
-        let constants = PlaneConstants::<L, E, K, J> { narrow, safe: k.1, channel: plane.1 };
-        Elements { from, to: into, width }.map(lanes, op, &constants, stream);
+        Elements { from, to: into, width }.map::<L, M, J, K>(lanes, op, k, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);
             }
         }
-    }
-}
-
-/// The constants of a channel.
-struct PlaneConstants<L: Lanes, E: Element, const K: usize, const J: usize> {
-    narrow: [Vec<E, L>; K],
-    safe: bool,
-    channel: usize,
-}
-
-impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
-    for PlaneConstants<L, E, K, J>
-where
-    L: Lanes,
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    type Of = ();
-    #[inline(always)]
-    fn unit(&self) -> usize {
-        <Vec<E, L>>::WIDTH
-    }
-    #[inline(always)]
-    fn offset(&self, _: usize) -> usize {
-        0
-    }
-    #[inline(always)]
-    fn next(&self, _: usize) -> usize {
-        0
-    }
-    #[inline(always)]
-    unsafe fn at(&self, _: L, _: usize) {}
-    #[inline(always)]
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], (): (), _: usize) -> [Vec<E, L>; O] {
-        let v = op.before(lanes, x);
-        let mut r = op.formula(v, self.narrow);
-        let channels = ChannelsOf { first: self.channel, count: 1, adjacent: 1, start: 0 };
-        if !self.safe {
-            r = map_in_f64(lanes, op, v, channels, false);
-        }
-        finish(lanes, op, v, r, channels)
     }
 }

@@ -6,10 +6,11 @@
 //! stored once per four rows. Neighbouring rows in lockstep would share pages and run at a third
 //! of that speed.
 
-use super::grid::{ROW_CHAIN, Rows, SAMPLES, div, rem};
+use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
+use super::run::{Constants, Elements, MapRun};
 use super::{
-    Carve, Channels, ChannelsOf, Compute, Constants, Direction, Elements, MOST_LANES, MOST_OPERANDS, Place, Vec, add,
-    finish, load_all, map_in_f64, staged, store_all, values_in_f64, words_for,
+    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, load_all, load_table, staged,
+    values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
@@ -654,26 +655,6 @@ impl<L: Lanes, E: Element> Pivot<L, E> {
     }
 }
 
-/// One vector from each row of a table.
-///
-/// # Safety
-/// The table has a vector there.
-#[inline(always)]
-unsafe fn load_table<L: Lanes, E: Element, const K: usize>(
-    lanes: L,
-    at: *const Compute<E>,
-    next: usize,
-) -> [Vec<E, L>; K] {
-    let mut k = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); K];
-    let mut i = 0;
-    while i < K {
-        // SAFETY: by the caller.
-        k[i] = unsafe { Vec::<E, L>::load(lanes, at.add(i * next)) };
-        i += 1;
-    }
-    k
-}
-
 /// The first value of a channel in the rows left over; 0 if it is not finite.
 ///
 /// # Safety
@@ -881,7 +862,7 @@ const fn table_width<E: Element>(width: usize) -> usize {
 
 /// Workspace of [`map`] for `width` elements of a row.
 pub(crate) const fn map_words<E: Element, const K: usize>(width: usize) -> usize {
-    words_for::<Compute<E>>((K + 1) * table_width::<E>(width))
+    words_for::<Compute<E>>(K * table_width::<E>(width))
 }
 
 /// Maps rows `first..end` (folded ones, and after the last of them the rows left over) of a range of
@@ -912,55 +893,40 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let count = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
     let next = table_width::<E>(seg.width);
-    let mut table = MapTable::<E, K, J> {
-        narrow: carve.take((K + 1) * next),
-        width: seg.width,
-        next,
+    let table = carve.take::<Compute<E>>(K * next);
+    let mut safe = true;
+    for c in 0..count {
+        let k = op.coefficients(channels.first + c);
+        safe &= k.safe;
+        // SAFETY: c is below the number of channels.
+        unsafe { Constants::<E, K>::write(&k, table.add(c), next) };
+    }
+    for i in 0..K {
+        let row = table.wrapping_add(i * next);
+        // SAFETY: the row has a vector more than the segment; the segment has at least a vector.
+        unsafe {
+            if seg.width > count {
+                spread(row, count, geo.adjacent, seg.width);
+            }
+            for a in 0..Compute::<E>::LANES {
+                *row.add(seg.width + a) = *row.add(a);
+            }
+        }
+    }
+    let constants = Constants {
+        at: table.cast_const(),
+        apart: next,
+        period: seg.width,
         first: channels.first,
         count,
         adjacent: geo.adjacent,
-        all_safe: true,
+        safe,
     };
-    for c in 0..count {
-        let k = op.coefficients(channels.first + c);
-        table.all_safe &= k.safe;
-        // SAFETY: c is below the number of channels.
-        unsafe {
-            for i in 0..K {
-                *table.narrow.add(i * next + c) = Scalar::from_f64(k.narrow[i]);
-            }
-            *table.narrow.add(K * next + c) = if k.safe { Compute::<E>::ONE } else { Compute::<E>::ZERO };
-        }
-    }
-    if seg.width > count {
-        // From channels to elements, backwards: what is read has not been written yet.
-        for i in 0..=K {
-            let (row, mut e) = (table.narrow.wrapping_add(i * next), seg.width);
-            while e > 0 {
-                for c in (0..count).rev() {
-                    // SAFETY: the width is a multiple of the elements of all channels, and c ≤ e below it.
-                    unsafe {
-                        let k = *row.add(c);
-                        for _ in 0..geo.adjacent {
-                            e -= 1;
-                            *row.add(e) = k;
-                        }
-                    }
-                }
-            }
-        }
-    }
     let stage = if staged(from) || staged(to) {
         carve.take::<E>(const { if I > O { I } else { O } } * seg.width)
     } else {
         core::ptr::null_mut()
     };
-    for a in 0..Compute::<E>::LANES {
-        for i in 0..=K {
-            // SAFETY: the row has at least a vector.
-            unsafe { *table.narrow.add(i * next + seg.width + a) = *table.narrow.add(i * next + a) };
-        }
-    }
     let mut flat = stage.is_null() && seg.width == geo.width;
     for i in 0..I {
         flat &= from[i].dense(geo);
@@ -971,49 +937,49 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     if flat && first < end {
         // Rows without gaps are one run.
         // SAFETY: the rows are inside the geometry.
-        unsafe { map_row(lanes, op, geo, from, to, first, 0, (end - first) * geo.width, &table, stage, stream) };
+        unsafe { map_row(lanes, op, geo, from, to, first, 0, (end - first) * geo.width, &constants, stage, stream) };
         if stream {
             lanes.fence();
         }
     } else {
         for row in first..end {
             // SAFETY: the row is inside the geometry, the segment inside the row.
-            unsafe { map_row(lanes, op, geo, from, to, row, seg.start, seg.width, &table, stage, false) };
+            unsafe { map_row(lanes, op, geo, from, to, row, seg.start, seg.width, &constants, stage, false) };
         }
     }
     if end == geo.folded && geo.rest > 0 {
-        // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
         let width = geo.rest * geo.channels * geo.adjacent;
-        unsafe { map_row(lanes, op, geo, from, to, end, 0, width, &table, stage, false) };
+        // SAFETY: the rows left over follow the last folded one; they are fewer than `fold`.
+        unsafe { map_row(lanes, op, geo, from, to, end, 0, width, &constants, stage, false) };
     }
 }
 
-/// The constants of a row.
-struct MapTable<E: Element, const K: usize, const J: usize> {
-    /// The constants of each element, one after the other; and 1 where they suffice, else 0.
-    narrow: *mut Compute<E>,
-    /// Elements of a row, and from one constant to the next.
-    width: usize,
-    next: usize,
-    /// The channels of the row.
-    first: usize,
-    count: usize,
-    adjacent: usize,
-    all_safe: bool,
-}
-
-impl<E: Element, const K: usize, const J: usize> MapTable<E, K, J> {
-    /// The channels of the vector that starts at element `start`.
-    #[inline(always)]
-    fn channels(&self, start: usize) -> ChannelsOf {
-        ChannelsOf { first: self.first, count: self.count, adjacent: self.adjacent, start }
+/// From one entry for each of `count` channels to `adjacent` for each, again and again up to `width`.
+///
+/// # Safety
+/// The row has that many elements, a multiple of those of all channels.
+#[inline(always)]
+unsafe fn spread<S: Copy>(row: *mut S, count: usize, adjacent: usize, width: usize) {
+    // Backwards: what is read has not been written yet.
+    let mut e = width;
+    while e > 0 {
+        for c in (0..count).rev() {
+            // SAFETY: c ≤ e; e is below the width.
+            unsafe {
+                let k = *row.add(c);
+                for _ in 0..adjacent {
+                    e -= 1;
+                    *row.add(e) = k;
+                }
+            }
+        }
     }
 }
 
 /// Maps `width` elements of a row.
 ///
 /// # Safety
-/// The places are valid there; the table has at least as many elements; the stage has room for them,
+/// The places are valid there; there are constants for as many elements; the stage has room for them,
 /// if a place is not contiguous.
 #[inline(always)]
 unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
@@ -1025,7 +991,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
     row: usize,
     start: usize,
     width: usize,
-    table: &MapTable<E, K, J>,
+    &constants: &Constants<E, K>,
     stage: *mut E,
     stream: bool,
 ) where
@@ -1033,8 +999,7 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
     E: Element,
     M: Map<E, I, J, K, O>,
 {
-    let lanes_of = <Vec<E, L>>::WIDTH;
-    // SAFETY: the vectors lie in the row.
+    // SAFETY: the elements lie in the row.
     unsafe {
         let from = Place::rows_of(from, geo, row, start, width, stage);
         let mut into = [core::ptr::null_mut(); O];
@@ -1046,93 +1011,12 @@ unsafe fn map_row<L, E, M, const I: usize, const J: usize, const K: usize, const
                 stage.wrapping_add(o * width)
             };
         }
-        if width < lanes_of {
-            map_part(lanes, op, &from, &into, width, table);
-        } else {
-            Elements { from, to: into, width }.map(lanes, op, table, stream);
-        }
+        let elements = Elements { from, to: into, width };
+        lanes.apart(MapRun::<E, M, I, J, K, O> { op, elements, constants, stream });
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy_row(geo, row, start, width, into[o], Direction::Out);
             }
         }
-    }
-}
-
-/// Maps less than a vector, by way of a buffer, with the constants of the row's first vector.
-///
-/// # Safety
-/// The pointers are valid for `width` elements; the table has a vector.
-#[inline(always)]
-unsafe fn map_part<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
-    lanes: L,
-    op: &M,
-    from: &[*const E; I],
-    to: &[*mut E; O],
-    width: usize,
-    table: &MapTable<E, K, J>,
-) where
-    L: Lanes,
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    let (mut x, mut y) = ([[E::zeroed(); MOST_LANES]; I], [[E::zeroed(); MOST_LANES]; O]);
-    let (mut read, mut written) = ([core::ptr::null(); I], [core::ptr::null_mut(); O]);
-    // SAFETY: width elements of each, fewer than a vector; the buffers hold one; so does the table.
-    unsafe {
-        for i in 0..I {
-            core::ptr::copy_nonoverlapping(from[i], x[i].as_mut_ptr(), width);
-            read[i] = x[i].as_ptr();
-        }
-        for o in 0..O {
-            written[o] = y[o].as_mut_ptr();
-        }
-        let k = Constants::<L, E, M, I, O>::at(table, lanes, 0);
-        store_all::<L, E, O>(table.map(lanes, op, load_all(lanes, &read, 0), k, 0), &written, 0);
-        for o in 0..O {
-            core::ptr::copy_nonoverlapping(y[o].as_ptr(), to[o], width);
-        }
-    }
-}
-
-impl<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize> Constants<L, E, M, I, O>
-    for MapTable<E, K, J>
-where
-    L: Lanes,
-    E: Element,
-    M: Map<E, I, J, K, O>,
-{
-    type Of = [Vec<E, L>; K];
-    #[inline(always)]
-    fn unit(&self) -> usize {
-        // The least common multiple with a vector, whose lanes are a power of two.
-        let lanes = <Vec<E, L>>::WIDTH;
-        self.width * (lanes >> self.width.trailing_zeros().min(lanes.trailing_zeros()))
-    }
-    #[inline(always)]
-    fn offset(&self, i: usize) -> usize {
-        rem(i, self.width)
-    }
-    #[inline(always)]
-    fn next(&self, offset: usize) -> usize {
-        let next = offset + <Vec<E, L>>::WIDTH;
-        if next < self.width { next } else { next - self.width }
-    }
-    #[inline(always)]
-    unsafe fn at(&self, lanes: L, offset: usize) -> [Vec<E, L>; K] {
-        // SAFETY: the table has a vector from each element on.
-        unsafe { load_table::<L, E, K>(lanes, self.narrow.add(offset), self.next) }
-    }
-    #[inline(always)]
-    unsafe fn map(&self, lanes: L, op: &M, x: [Vec<E, L>; I], k: [Vec<E, L>; K], offset: usize) -> [Vec<E, L>; O] {
-        let v = op.before(lanes, x);
-        let mut r = op.formula(v, k);
-        if !self.all_safe {
-            // SAFETY: the table has a vector from each element on.
-            let safe = unsafe { Vec::<E, L>::load(lanes, self.narrow.add(K * self.next + offset)) };
-            let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-            r = <Vec<E, L>>::select(zero.lt(safe), r, map_in_f64(lanes, op, v, self.channels(offset), false));
-        }
-        finish(lanes, op, v, r, self.channels(offset))
     }
 }

@@ -1,0 +1,362 @@
+//! Maps a run of neighbouring elements: the innermost loop of every map.
+//!
+//! Vectors take the fast way: the formula in the element's arithmetic, nothing else. What that cannot do
+//! (constants outside its range, sums that are not finite where that matters) leaves the loop and is done
+//! one by one, and so is what is less than a vector. The loop itself calls nothing: with a call in it the
+//! compiler kept its vectors in memory, and it ran at two thirds of the speed in cache.
+
+use super::grid::{div, rem};
+use super::{Compute, Vec, load_all, load_table, splat_all, store_all, stream_all};
+use crate::dispatch::Task;
+use crate::element::Element;
+use crate::kernel::{Coefficients, Map};
+use crate::lanes::{Lanes, Real, Scalar, Vector, single::Single};
+
+type One<E> = Vec<E, Single>;
+
+/// The constants of a run.
+#[derive(Clone, Copy)]
+pub(super) struct Constants<E: Element, const K: usize> {
+    /// Those of element 0, so many scalars `apart`; those of the others follow, if elements have constants of their own.
+    /// NaN where they do not suffice.
+    pub(super) at: *const Compute<E>,
+    pub(super) apart: usize,
+    /// Elements after which they begin again; 0 where all elements have the same.
+    pub(super) period: usize,
+    /// Of which channels they are: `count` of them from `first` on, with `adjacent` elements each, in turn.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) adjacent: usize,
+    /// Whether all of them suffice.
+    pub(super) safe: bool,
+}
+
+impl<E: Element, const K: usize> Constants<E, K> {
+    /// Writes the constants of a channel where [`Constants::at`] reads them.
+    ///
+    /// # Safety
+    /// `to` is valid for writing `K` scalars, `next` apart.
+    #[inline(always)]
+    pub(super) unsafe fn write(k: &Coefficients<K>, to: *mut Compute<E>, next: usize) {
+        for i in 0..K {
+            // SAFETY: a reference; by the caller. Volatile, or pairs would be read that have just been written one by one,
+            // and wait for that (a fifth of the time that a channel's constants take).
+            unsafe { *to.add(i * next) = Scalar::from_f64(core::ptr::read_volatile(&k.narrow[i])) };
+        }
+        if !k.safe {
+            for i in 0..K {
+                // SAFETY: by the caller.
+                unsafe { *to.add(i * next) = Scalar::from_f64(f64::NAN) };
+            }
+        }
+    }
+
+    /// Where those of element `i` are.
+    #[inline(always)]
+    fn offset(&self, i: usize) -> usize {
+        if self.period == 0 { 0 } else { rem(i, self.period) }
+    }
+
+    /// Where those of the next element are.
+    #[inline(always)]
+    fn next(&self, offset: usize) -> usize {
+        if offset + 1 < self.period { offset + 1 } else { 0 }
+    }
+}
+
+/// Bytes of a run that is mapped in two streams.
+const FAR: usize = 1 << 20;
+
+/// A run of elements.
+#[derive(Clone, Copy)]
+pub(super) struct Elements<E, const I: usize, const O: usize> {
+    pub(super) from: [*const E; I],
+    pub(super) to: [*mut E; O],
+    pub(super) width: usize,
+}
+
+/// [`Elements::map`] in a function of its own.
+pub(super) struct MapRun<'a, E: Element, M, const I: usize, const J: usize, const K: usize, const O: usize> {
+    pub(super) op: &'a M,
+    pub(super) elements: Elements<E, I, O>,
+    pub(super) constants: Constants<E, K>,
+    pub(super) stream: bool,
+}
+
+impl<E, M, const I: usize, const J: usize, const K: usize, const O: usize> Task for MapRun<'_, E, M, I, J, K, O>
+where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        // SAFETY: who made it vouches for it.
+        unsafe { self.elements.map::<L, M, J, K>(lanes, self.op, &self.constants, self.stream) }
+    }
+}
+
+impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
+    /// Maps them.
+    ///
+    /// `stream` asks for stores past the caches, in whole lines: for outputs that would not stay there,
+    /// and that are no input. On one thread they gained 1.2 to 1.5 times beyond the last cache, and lose
+    /// twice that within.
+    ///
+    /// # Safety
+    /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
+    /// are there for all elements, and for a vector from each on, if the run has one.
+    #[inline(always)]
+    pub(super) unsafe fn map<L, M, const J: usize, const K: usize>(
+        &self,
+        lanes: L,
+        op: &M,
+        k: &Constants<E, K>,
+        stream: bool,
+    ) where
+        L: Lanes,
+        M: Map<E, I, J, K, O>,
+    {
+        let lanes_of = <Vec<E, L>>::WIDTH;
+        // SAFETY: the vectors lie in the run.
+        unsafe {
+            if L::SINGLE || self.width < lanes_of {
+                return self.one_by_one::<M, J, K>(op, k, 0, self.width);
+            }
+            // The last vector overlaps its neighbour: it is read before anything is written, as the output
+            // may be the input.
+            let last = self.width - lanes_of;
+            let tail = load_all(lanes, &self.from, last);
+            let lead = if stream { lead(&self.to) } else { None };
+            let mut at = 0;
+            if let Some(lead) = lead
+                && lead > 0
+            {
+                self.walk::<L, M, J, K, 1, false>(lanes, op, k, 0, lanes_of, 0);
+                at = lead;
+            }
+            // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
+            // fast. Within a plane it was half as fast.
+            let far = if k.period > 0 && self.width >= FAR / size_of::<E>() {
+                // The least common multiple with a vector, whose lanes are a power of two.
+                let unit = k.period * (lanes_of >> k.period.trailing_zeros().min(lanes_of.trailing_zeros()));
+                div(div(self.width - at, 2), unit) * unit
+            } else {
+                0
+            };
+            let rest = at + 2 * far;
+            let whole = (self.width - rest) / lanes_of * lanes_of;
+            if lead.is_some() {
+                self.walk::<L, M, J, K, 2, true>(lanes, op, k, at, far, far);
+                self.walk::<L, M, J, K, 1, true>(lanes, op, k, rest, whole, 0);
+            } else {
+                self.walk::<L, M, J, K, 2, false>(lanes, op, k, at, far, far);
+                self.walk::<L, M, J, K, 1, false>(lanes, op, k, rest, whole, 0);
+            }
+            at = rest + whole;
+            if at < self.width {
+                let check = op.checked() || !k.safe;
+                let constants = load::<L, E, K>(lanes, k, k.offset(last));
+                let v = op.before(lanes, tail);
+                let sum = op.join(v, op.formula(v, constants));
+                if check && !<Vec<E, L>>::all(sum.finite()) {
+                    self.one_by_one::<M, J, K>(op, k, at, self.width);
+                } else {
+                    store_all::<L, E, O>(op.outputs(lanes, v, sum), &self.to, last);
+                }
+            }
+        }
+    }
+
+    /// Maps `width` elements, a whole number of vectors, from `at` on; and as many from `far` further on,
+    /// which have the same constants, if `S` is 2.
+    ///
+    /// # Safety
+    /// They lie in the run; those that are streamed are aligned.
+    #[inline(always)]
+    unsafe fn walk<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool>(
+        &self,
+        lanes: L,
+        op: &M,
+        k: &Constants<E, K>,
+        mut at: usize,
+        width: usize,
+        far: usize,
+    ) where
+        L: Lanes,
+        M: Map<E, I, J, K, O>,
+    {
+        let (lanes_of, end) = (<Vec<E, L>>::WIDTH, at + width);
+        while at < end {
+            // SAFETY: by the caller.
+            unsafe {
+                at = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, k, at, end, far);
+                if at < end {
+                    for s in 0..S {
+                        self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
+                    }
+                    at += lanes_of;
+                }
+            }
+        }
+    }
+
+    /// The same as far as the fast way goes; returns where that was.
+    ///
+    /// # Safety
+    /// As for [`Elements::walk`].
+    #[inline(always)]
+    unsafe fn walk_fast<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool>(
+        &self,
+        lanes: L,
+        op: &M,
+        k: &Constants<E, K>,
+        mut at: usize,
+        end: usize,
+        far: usize,
+    ) -> usize
+    where
+        L: Lanes,
+        M: Map<E, I, J, K, O>,
+    {
+        let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
+        let check = op.checked() || !k.safe;
+        let mut offset = k.offset(at);
+        // SAFETY: by the caller.
+        unsafe {
+            let mut constants = load::<L, E, K>(lanes, k, offset);
+            while at < end {
+                // As far as the constants go without beginning again.
+                let left = if k.period > 0 { (k.period - offset).next_multiple_of(lanes_of) } else { end - at };
+                let stop = at + left.min(end - at);
+                while at < stop {
+                    if k.period > 0 {
+                        constants = load_table::<L, E, K>(lanes, k.at.add(offset), k.apart);
+                    }
+                    let mut y = [[zero; O]; S];
+                    let mut s = 0;
+                    while s < S {
+                        let v = op.before(lanes, load_all(lanes, &self.from, at + s * far));
+                        let sum = op.join(v, op.formula(v, constants));
+                        if check && !<Vec<E, L>>::all(sum.finite()) {
+                            return at;
+                        }
+                        y[s] = op.outputs(lanes, v, sum);
+                        s += 1;
+                    }
+                    let mut s = 0;
+                    while s < S {
+                        if STREAM {
+                            stream_all::<L, E, O>(y[s], &self.to, at + s * far);
+                        } else {
+                            store_all::<L, E, O>(y[s], &self.to, at + s * far);
+                        }
+                        s += 1;
+                    }
+                    at += lanes_of;
+                    offset += lanes_of;
+                }
+                if offset >= k.period {
+                    offset -= k.period;
+                }
+            }
+        }
+        end
+    }
+
+    /// Maps elements `at..end` one by one: the same code on every ISA.
+    ///
+    /// # Safety
+    /// They lie in the run.
+    #[inline(never)]
+    unsafe fn one_by_one<M, const J: usize, const K: usize>(&self, op: &M, k: &Constants<E, K>, at: usize, end: usize)
+    where
+        M: Map<E, I, J, K, O>,
+    {
+        let lane = Single::BASE;
+        let check = op.checked() || !k.safe;
+        let mut offset = k.offset(at);
+        for e in at..end {
+            // SAFETY: by the caller.
+            unsafe {
+                let constants = load_table::<Single, E, K>(lane, k.at.add(offset), k.apart);
+                let v = op.before(lane, load_all(lane, &self.from, e));
+                let sum = op.join(v, op.formula(v, constants));
+                let mut y = op.outputs(lane, v, sum);
+                if check && !One::<E>::all(sum.finite()) {
+                    let channel = k.first + rem(div(offset, k.adjacent), k.count);
+                    y = in_f64(op, v, y, sum, &op.coefficients(channel));
+                }
+                store_all::<Single, E, O>(y, &self.to, e);
+            }
+            offset = k.next(offset);
+        }
+    }
+}
+
+/// The constants of a vector.
+///
+/// # Safety
+/// They are there.
+#[inline(always)]
+unsafe fn load<L: Lanes, E: Element, const K: usize>(lanes: L, k: &Constants<E, K>, offset: usize) -> [Vec<E, L>; K] {
+    if k.period > 0 {
+        // SAFETY: by the caller.
+        return unsafe { load_table::<L, E, K>(lanes, k.at.add(offset), k.apart) };
+    }
+    let mut narrow = [Compute::<E>::ZERO; K];
+    for i in 0..K {
+        // SAFETY: by the caller.
+        narrow[i] = unsafe { *k.at.add(i * k.apart) };
+    }
+    splat_all(lanes, &narrow)
+}
+
+/// An element whose sum is not finite, again: in f64 where its constants ask for that, or what follows the sum.
+#[cold]
+#[inline(never)]
+fn in_f64<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    op: &M,
+    v: [One<E>; J],
+    mut y: [One<E>; O],
+    mut sum: One<E>,
+    k: &Coefficients<K>,
+) -> [One<E>; O]
+where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let lane = Single::BASE;
+    let mut x = [0.0; J];
+    for j in 0..J {
+        let mut value = Compute::<E>::ZERO;
+        // SAFETY: a vector of one.
+        unsafe { v[j].store(&mut value) };
+        x[j] = value.to_f64();
+    }
+    let z = op.formula(x, k.wide);
+    if !k.safe {
+        sum = op.join(v, One::<E>::constant(lane, z));
+        y = op.outputs(lane, v, sum);
+    }
+    if op.checked() && !One::<E>::all(sum.finite()) {
+        y[0] = One::<E>::constant(lane, op.outputs((), x, op.join(x, z))[0]);
+    }
+    y
+}
+
+/// Elements up to the first whole vector that may be streamed, if all outputs agree on it.
+#[inline(always)]
+fn lead<E: Element, const O: usize>(to: &[*mut E; O]) -> Option<usize> {
+    let (size, line) = (size_of::<E>(), Compute::<E>::LANES * size_of::<E>());
+    let mut lead = None;
+    for p in to {
+        let over = p.addr() % line;
+        let of = if over == 0 { 0 } else { line - over };
+        if of % size != 0 || lead.is_some_and(|lead| lead != of) {
+            return None;
+        }
+        lead = Some(of);
+    }
+    lead.map(|bytes| bytes / size)
+}
