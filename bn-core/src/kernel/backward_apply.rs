@@ -14,9 +14,9 @@
 //!    are calculated again in f64, element by element.
 
 use super::{Coefficients, Map, factor_is_safe};
-use crate::activation::Rectifier;
+use crate::activation::{Activation, Rectifier, Rectify};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar, Vector};
+use crate::lanes::{Real, Scalar};
 
 /// The constants E_hi, μ_hi, c, b, s of a channel.
 ///
@@ -55,24 +55,42 @@ pub(crate) struct ApplyFrozen<'a> {
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<1> + Sync),
 }
 
+impl Apply<'_> {
+    fn inverse(&self) -> Rectifier {
+        self.inverse
+    }
+}
+
+impl ApplyFrozen<'_> {
+    fn inverse(&self) -> Rectifier {
+        Activation::Identity.into()
+    }
+}
+
 macro_rules! map {
     ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
-     |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+     |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_> {
+            type Ready<R: Real> = [Rectify<R>; 2];
+
+            #[inline(always)]
+            fn ready<R: Real>(&self, token: R::Token) -> [Rectify<R>; 2] {
+                [self.inverse().rectify(token), self.activation.rectify(token)]
+            }
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<$k> {
                 (self.coefficients)(channel)
             }
             #[inline(always)]
-            fn before<V: Vector>(&$self, $token: V::Token, $x: [V; $i]) -> [V; $j] {
+            fn before<R: Real>($ready: &[Rectify<R>; 2], $x: [R; $i]) -> [R; $j] {
                 $before
             }
             #[inline(always)]
-            fn formula<R: Real>(&self, $v: [R; $j], $c: [R; $k]) -> R {
+            fn formula<R: Real>($v: [R; $j], $c: [R; $k]) -> R {
                 $formula
             }
             #[inline(always)]
-            fn join<R: Real>(&self, _: [R; $j], result: R) -> R {
+            fn join<R: Real>(_: [R; $j], result: R) -> R {
                 result
             }
             #[inline(always)]
@@ -80,7 +98,7 @@ macro_rules! map {
                 $k > 1
             }
             #[inline(always)]
-            fn outputs<R: Real>(&self, _: R::Token, $w: [R; $j], $dx: R) -> [R; $o] {
+            fn outputs<R: Real>(_: &[Rectify<R>; 2], $w: [R; $j], $dx: R) -> [R; $o] {
                 $outputs
             }
         }
@@ -88,7 +106,7 @@ macro_rules! map {
 }
 
 macro_rules! batch {
-    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+    ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         map!(
             Apply,
             5,
@@ -96,35 +114,25 @@ macro_rules! batch {
             2,
             $o,
             |v, k| ((v[1] - k[0]) - ((v[0] - k[1]) * k[2] + k[3])) * k[4],
-            |$self, $token, $x| $before,
+            |$ready, $x| $before,
             |$w, $dx| $outputs
         );
     };
 }
 
 macro_rules! frozen {
-    ($i:literal, $o:literal, |$self:ident, $token:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$self, $token, $x| $before, |$w, $dx| $outputs);
+    ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$ready, $x| $before, |$w, $dx| $outputs);
     };
 }
 
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
-batch!(2, 1, |self, _token, x| x, |_v, dx| [dx]);
-batch!(2, 2, |self, _token, x| x, |v, dx| [dx, v[1]]);
-batch!(
-    3,
-    1,
-    |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])],
-    |_v, dx| [dx]
-);
-batch!(
-    3,
-    2,
-    |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])],
-    |v, dx| [dx, v[1]]
-);
+batch!(2, 1, |_ready, x| x, |_v, dx| [dx]);
+batch!(2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
+batch!(3, 1, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[2], x[1])], |_v, dx| [dx]);
+batch!(3, 2, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[2], x[1])], |v, dx| [dx, v[1]]);
 // Inputs dy; with an activation dy, y.
-frozen!(1, 1, |self, _token, x| x, |_v, dx| [dx]);
-frozen!(1, 2, |self, _token, x| x, |v, dx| [dx, v[0]]);
-frozen!(2, 1, |self, token, x| [self.activation.backward(token, x[1], x[0])], |_v, dx| [dx]);
-frozen!(2, 2, |self, token, x| [self.activation.backward(token, x[1], x[0])], |v, dx| [dx, v[0]]);
+frozen!(1, 1, |_ready, x| x, |_v, dx| [dx]);
+frozen!(1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
+frozen!(2, 1, |ready, x| [ready[1].backward(x[1], x[0])], |_v, dx| [dx]);
+frozen!(2, 2, |ready, x| [ready[1].backward(x[1], x[0])], |v, dx| [dx, v[0]]);

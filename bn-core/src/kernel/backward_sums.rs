@@ -19,9 +19,9 @@
 //!    is done again in f64.
 
 use super::Reduction;
-use crate::activation::Rectifier;
+use crate::activation::{Rectifier, Rectify};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar, Vector};
+use crate::lanes::{Real, Scalar};
 
 /// Σ e and Σ e·(x − μ), relative to the pivot.
 #[derive(Clone, Copy)]
@@ -37,23 +37,30 @@ pub(crate) struct GradientSums<'a> {
 }
 
 macro_rules! reduction {
-    ($i:literal, $n:literal, |$self:ident, $token:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
+    ($i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
         impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_> {
             const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
             const ZERO_AT_PIVOT: bool = $n == 2;
             const PASSES: usize = 1;
 
+            /// What undoes the activation, and the activation.
+            type Ready<R: Real> = [Rectify<R>; 2];
+
+            #[inline(always)]
+            fn ready<R: Real>(&self, token: R::Token) -> [Rectify<R>; 2] {
+                [self.inverse.rectify(token), self.activation.rectify(token)]
+            }
             #[inline(always)]
             fn pivots(&self) -> bool {
                 self.pivot
             }
             #[inline(always)]
-            fn values<V: Vector>(&$self, $token: V::Token, $x: [V; $i]) -> [V; 2] {
+            fn values<R: Real>($ready: &[Rectify<R>; 2], $x: [R; $i]) -> [R; 2] {
                 $values
             }
             #[inline(always)]
-            fn addends<R: Real>(&self, [x, dy]: [R; 2], [k, mu]: [R; 2]) -> [R; $n] {
+            fn addends<R: Real>([x, dy]: [R; 2], [k, mu]: [R; 2]) -> [R; $n] {
                 let ($e, $d) = (dy - k, x - mu);
                 $addends
             }
@@ -87,14 +94,14 @@ macro_rules! reduction {
 }
 
 macro_rules! reductions {
-    ($i:literal, |$self:ident, $token:ident, $x:ident| $values:expr) => {
+    ($i:literal, |$ready:ident, $x:ident| $values:expr) => {
         // Σ e, Σ e·d.
-        reduction!($i, 2, |$self, $token, $x| $values, |e, d| [e, e * d]);
+        reduction!($i, 2, |$ready, $x| $values, |e, d| [e, e * d]);
         // And Σ d.
-        reduction!($i, 3, |$self, $token, $x| $values, |e, d| [e, e * d, d]);
+        reduction!($i, 3, |$ready, $x| $values, |e, d| [e, e * d, d]);
     };
 }
 
 // Inputs x, dy; with an activation x, dy, y.
-reductions!(2, |self, _token, x| x);
-reductions!(3, |self, token, x| [self.inverse.forward(token, x[0]), self.activation.backward(token, x[2], x[1])]);
+reductions!(2, |_ready, x| x);
+reductions!(3, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[2], x[1])]);

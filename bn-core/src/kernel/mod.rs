@@ -15,7 +15,7 @@ pub(crate) mod moments;
 pub(crate) mod normalize;
 
 use crate::element::Element;
-use crate::lanes::{Real, Scalar, Vector};
+use crate::lanes::{Real, Scalar};
 
 /// Sums over a channel: `I` inputs, `J` values of each element that are summed from, `K` constants
 /// per channel, `N` sums.
@@ -32,12 +32,16 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     /// How often [`Reduction::addends`] goes over a cell when it is done again in f64.
     const PASSES: usize;
 
+    /// Constants of the whole call.
+    type Ready<R: Real>: Copy;
+
+    fn ready<R: Real>(&self, token: R::Token) -> Self::Ready<R>;
     /// Whether there is a pivot at all; else it is 0.
     fn pivots(&self) -> bool;
     /// From what is stored to what is summed: activation masks, in the element's arithmetic.
-    fn values<V: Vector>(&self, token: V::Token, x: [V; I]) -> [V; J];
+    fn values<R: Real>(ready: &Self::Ready<R>, x: [R; I]) -> [R; J];
     /// What one element adds to each sum.
-    fn addends<R: Real>(&self, v: [R; J], k: [R; K]) -> [R; N];
+    fn addends<R: Real>(v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
     /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.
@@ -64,19 +68,23 @@ pub(crate) struct Coefficients<const K: usize> {
 /// Elementwise: `I` inputs, `J` of them (after activation masks) in the formula, `K` constants per
 /// channel, `O` outputs.
 pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize, const O: usize>: Sync {
+    /// Constants of the whole call.
+    type Ready<R: Real>: Copy;
+
+    fn ready<R: Real>(&self, token: R::Token) -> Self::Ready<R>;
     /// The constants of a channel.
     fn coefficients(&self, channel: usize) -> Coefficients<K>;
     /// From what is stored to what the formula takes.
-    fn before<V: Vector>(&self, token: V::Token, x: [V; I]) -> [V; J];
+    fn before<R: Real>(ready: &Self::Ready<R>, x: [R; I]) -> [R; J];
     /// The formula; in f64 for channels whose constants or results leave the range of f32.
-    fn formula<R: Real>(&self, v: [R; J], k: [R; K]) -> R;
+    fn formula<R: Real>(v: [R; J], k: [R; K]) -> R;
     /// What is added to the formula's result: a residual.
-    fn join<R: Real>(&self, v: [R; J], result: R) -> R;
+    fn join<R: Real>(v: [R; J], result: R) -> R;
     /// Whether a sum that is not finite is to be made again in f64, for the sake of what follows it or
     /// of terms that cancel.
     fn checked(&self) -> bool;
     /// From the sum to what is stored.
-    fn outputs<R: Real>(&self, token: R::Token, v: [R; J], sum: R) -> [R; O];
+    fn outputs<R: Real>(ready: &Self::Ready<R>, v: [R; J], sum: R) -> [R; O];
 }
 
 /// Whether a factor may be used in the element's arithmetic: zero, or far from both ends of the

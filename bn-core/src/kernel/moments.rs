@@ -18,7 +18,7 @@
 
 use super::Reduction;
 use crate::element::Element;
-use crate::lanes::{Real, Scalar, Vector};
+use crate::lanes::{Real, Scalar};
 
 /// The statistics of one input.
 #[derive(Clone, Copy)]
@@ -30,16 +30,20 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     const ZERO_AT_PIVOT: bool = true;
     const PASSES: usize = 2;
 
+    type Ready<R: Real> = ();
+
+    #[inline(always)]
+    fn ready<R: Real>(&self, _: R::Token) {}
     #[inline(always)]
     fn pivots(&self) -> bool {
         true
     }
     #[inline(always)]
-    fn values<V: Vector>(&self, _: V::Token, x: [V; 1]) -> [V; 1] {
+    fn values<R: Real>((): &(), x: [R; 1]) -> [R; 1] {
         x
     }
     #[inline(always)]
-    fn addends<R: Real>(&self, [x]: [R; 1], [k]: [R; 1]) -> [R; 2] {
+    fn addends<R: Real>([x]: [R; 1], [k]: [R; 1]) -> [R; 2] {
         let d = x - k;
         [d, d * d]
     }

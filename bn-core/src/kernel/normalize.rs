@@ -15,9 +15,9 @@
 //!    results that are not finite are made again in f64, all the way to y.
 
 use super::{Coefficients, Map, factor_is_safe};
-use crate::activation::Rectifier;
+use crate::activation::{Rectifier, Rectify};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar, Vector};
+use crate::lanes::{Real, Scalar};
 
 /// Mean, scale and shift of a channel in f64, and whether f32 arithmetic is safe there.
 ///
@@ -54,20 +54,26 @@ pub(crate) struct Normalize<'a, const PLAIN: bool> {
 macro_rules! map {
     ($i:literal, |$v:ident, $z:ident| $join:expr) => {
         impl<E: Element, const PLAIN: bool> Map<E, $i, $i, 3, 1> for Normalize<'_, PLAIN> {
+            type Ready<R: Real> = Rectify<R>;
+
+            #[inline(always)]
+            fn ready<R: Real>(&self, token: R::Token) -> Rectify<R> {
+                self.activation.rectify(token)
+            }
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<3> {
                 (self.coefficients)(channel)
             }
             #[inline(always)]
-            fn before<V: Vector>(&self, _: V::Token, x: [V; $i]) -> [V; $i] {
+            fn before<R: Real>(_: &Rectify<R>, x: [R; $i]) -> [R; $i] {
                 x
             }
             #[inline(always)]
-            fn formula<R: Real>(&self, v: [R; $i], [mean, scale, shift]: [R; 3]) -> R {
+            fn formula<R: Real>(v: [R; $i], [mean, scale, shift]: [R; 3]) -> R {
                 (v[0] - mean) * scale + shift
             }
             #[inline(always)]
-            fn join<R: Real>(&self, $v: [R; $i], $z: R) -> R {
+            fn join<R: Real>($v: [R; $i], $z: R) -> R {
                 $join
             }
             #[inline(always)]
@@ -75,8 +81,8 @@ macro_rules! map {
                 $i == 2 || (!PLAIN && self.activation.shrinks())
             }
             #[inline(always)]
-            fn outputs<R: Real>(&self, token: R::Token, _: [R; $i], sum: R) -> [R; 1] {
-                [if PLAIN { sum } else { self.activation.forward(token, sum) }]
+            fn outputs<R: Real>(ready: &Rectify<R>, _: [R; $i], sum: R) -> [R; 1] {
+                [if PLAIN { sum } else { ready.forward(sum) }]
             }
         }
     };

@@ -113,6 +113,8 @@ pub trait Scalar:
     fn from_f64(v: f64) -> Self;
     /// Widens exactly.
     fn to_f64(self) -> f64;
+    /// The next number below.
+    fn next_down(self) -> Self;
 }
 
 impl Scalar for f32 {
@@ -130,6 +132,10 @@ impl Scalar for f32 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self as f64
+    }
+    #[inline(always)]
+    fn next_down(self) -> f32 {
+        f32::next_down(self)
     }
 }
 
@@ -149,6 +155,10 @@ impl Scalar for f64 {
     fn to_f64(self) -> f64 {
         self
     }
+    #[inline(always)]
+    fn next_down(self) -> f64 {
+        f64::next_down(self)
+    }
 }
 
 /// What a vector and a single f64 have in common: formulas that are written in it run on both.
@@ -157,6 +167,8 @@ pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Se
     type Token: Copy;
     /// A constant, rounded to nearest.
     fn constant(token: Self::Token, v: f64) -> Self;
+    /// The next number below a constant.
+    fn below(token: Self::Token, v: f64) -> Self;
     /// `yes` where `self < other`, else `no`, also where either is NaN.
     fn if_less(self, other: Self, yes: Self, no: Self) -> Self;
 }
@@ -166,6 +178,10 @@ impl Real for f64 {
     #[inline(always)]
     fn constant((): (), v: f64) -> f64 {
         v
+    }
+    #[inline(always)]
+    fn below((): (), v: f64) -> f64 {
+        v.next_down()
     }
     #[inline(always)]
     fn if_less(self, other: f64, yes: f64, no: f64) -> f64 {
@@ -181,6 +197,10 @@ macro_rules! real {
             #[inline(always)]
             fn constant(token: $token, v: f64) -> Self {
                 <$t>::splat(token, $crate::lanes::Scalar::from_f64(v))
+            }
+            #[inline(always)]
+            fn below(token: $token, v: f64) -> Self {
+                <$t>::splat(token, $crate::lanes::Scalar::next_down($crate::lanes::Scalar::from_f64(v)))
             }
             #[inline(always)]
             fn if_less(self, other: Self, yes: Self, no: Self) -> Self {

@@ -399,7 +399,7 @@ unsafe fn add_in_f64<E, R, const I: usize, const J: usize, const K: usize, const
         for i in 0..K {
             kl[i] = k[i][lane];
         }
-        let a = op.addends(x, kl);
+        let a = R::addends(x, kl);
         for n in 0..N {
             sums[n][lane] += a[n];
         }
@@ -445,7 +445,7 @@ where
     let lane = Single::BASE;
     let mut x = [0.0; J];
     // SAFETY: by the caller.
-    let v = op.values(lane, unsafe { load_all(lane, from, i) });
+    let v = R::values(&op.ready(lane), unsafe { load_all(lane, from, i) });
     for j in 0..J {
         let mut value = Compute::<E>::ZERO;
         // SAFETY: of a vector of one.

@@ -48,6 +48,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
+    let ready = op.ready::<Vec<E, L>>(lanes);
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
     // Per channel: second-level sums of an unfinished block (first, where a cache line begins), the sums so
@@ -109,6 +110,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                         let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of) };
                         for lane in 0..if L::SINGLE { lanes_of } else { 1 } {
                             let lanes = lanes.lane(lane);
+                            let ready = if L::SINGLE { op.ready(lanes) } else { ready };
                             let k = splat_all::<Vec<E, L>, K>(lanes, constants);
                             let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
                             if v > v0 {
@@ -119,7 +121,11 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                                 }
                             }
                             // SAFETY: the visit's images and the piece are inside the geometry.
-                            acc = unsafe { sum_piece(lanes, op, geo, from, visit, channel, strip, &k, acc, stage) };
+                            acc = unsafe {
+                                sum_piece::<L, E, R, I, J, K, N>(
+                                    lanes, &ready, geo, from, visit, channel, strip, &k, acc, stage,
+                                )
+                            };
                             for n in 0..N {
                                 if L::SINGLE || v + 1 < v1 {
                                     // SAFETY: as for the load above.
@@ -181,7 +187,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
 #[inline(always)]
 unsafe fn sum_piece<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
-    op: &R,
+    ready: &R::Ready<Vec<E, L>>,
     geo: &Planes,
     from: &[Place<E>; I],
     visit: Visit,
@@ -206,13 +212,13 @@ where
             if !L::SINGLE && visit.count == 4 {
                 // Each image has loads of its own, here and below: prefetchers learn by instruction (planes of 7×7
                 // were read at half the speed).
-                chain = sum(lanes, op, &at(0), range, k, [chain])[0];
-                chain = sum(lanes, op, &at(1), range, k, [chain])[0];
-                chain = sum(lanes, op, &at(2), range, k, [chain])[0];
-                chain = sum(lanes, op, &at(3), range, k, [chain])[0];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(0), range, k, [chain])[0];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(1), range, k, [chain])[0];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(2), range, k, [chain])[0];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(3), range, k, [chain])[0];
             } else {
                 for t in 0..visit.count {
-                    chain = sum(lanes, op, &at(t), range, k, [chain])[0];
+                    chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(t), range, k, [chain])[0];
                 }
             }
             return add(acc, chain);
@@ -223,21 +229,22 @@ where
             // What is staged goes one by one.
             if L::SINGLE || visit.count < 4 || !stage.is_null() {
                 for t in 0..visit.count {
-                    acc = add(acc, sum(lanes, op, &[at(t)], range, k, [zero])[0]);
+                    acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, k, [zero])[0]);
                 }
             } else if L::STREAMS == 4 {
-                let chains = sum(lanes, op, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
+                let chains =
+                    sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
                 acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
             } else if L::STREAMS == 2 {
-                let chains = sum(lanes, op, &[at(0), at(1)], range, k, [zero; 2]);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1)], range, k, [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
-                let chains = sum(lanes, op, &[at(2), at(3)], range, k, [zero; 2]);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2), at(3)], range, k, [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
             } else {
-                acc = add(acc, sum(lanes, op, &[at(0)], range, k, [zero])[0]);
-                acc = add(acc, sum(lanes, op, &[at(1)], range, k, [zero])[0]);
-                acc = add(acc, sum(lanes, op, &[at(2)], range, k, [zero])[0]);
-                acc = add(acc, sum(lanes, op, &[at(3)], range, k, [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0)], range, k, [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(1)], range, k, [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2)], range, k, [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(3)], range, k, [zero])[0]);
             }
         }
     }
@@ -309,7 +316,7 @@ impl Range {
 #[inline(always)]
 unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
     lanes: L,
-    op: &R,
+    ready: &R::Ready<Vec<E, L>>,
     at: &[[*const E; I]; T],
     range: Range,
     k: &[Vec<E, L>; K],
@@ -326,7 +333,7 @@ where
         while t < T {
             // SAFETY: the vector lies in the range.
             let x = unsafe { load_all(lanes, &at[t], range.first + v * lanes_of) };
-            chains[t] = add(chains[t], op.addends(op.values(lanes, x), *k));
+            chains[t] = add(chains[t], R::addends(R::values(ready, x), *k));
             t += 1;
         }
     }
@@ -335,7 +342,7 @@ where
         while t < T {
             // SAFETY: the range has at least one vector, and this is its last.
             let x = unsafe { load_all(lanes, &at[t], range.last) };
-            let mut a = op.addends(op.values(lanes, x), *k);
+            let mut a = R::addends(R::values(ready, x), *k);
             let mut n = 0;
             while n < N {
                 a[n] = a[n].clear_below(range.counted);
@@ -382,7 +389,7 @@ where
     let mut i = 0;
     while i < SAMPLES {
         // SAFETY: the arrays have SAMPLES elements, a whole number of vectors.
-        unsafe { op.values(lanes, load_all(lanes, &from, i))[R::PIVOT_OF].store(v.as_mut_ptr().add(i)) };
+        unsafe { R::values(&op.ready(lanes), load_all(lanes, &from, i))[R::PIVOT_OF].store(v.as_mut_ptr().add(i)) };
         i += <Vec<E, L>>::WIDTH;
     }
     let base = v[0];

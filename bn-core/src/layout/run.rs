@@ -157,12 +157,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             if at < self.width {
                 let check = op.checked() || !k.safe;
                 let constants = load::<L, E, K>(lanes, k, k.offset(last));
-                let v = op.before(lanes, tail);
-                let sum = op.join(v, op.formula(v, constants));
+                let ready = op.ready::<Vec<E, L>>(lanes);
+                let v = M::before(&ready, tail);
+                let sum = M::join(v, M::formula(v, constants));
                 if check && !<Vec<E, L>>::all(sum.finite()) {
                     self.one_by_one::<M, J, K>(op, k, at, self.width);
                 } else {
-                    store_all::<L, E, O>(op.outputs(lanes, v, sum), &self.to, last);
+                    store_all::<L, E, O>(M::outputs(&ready, v, sum), &self.to, last);
                 }
             }
         }
@@ -220,7 +221,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         M: Map<E, I, J, K, O>,
     {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
-        let check = op.checked() || !k.safe;
+        let (check, ready) = (op.checked() || !k.safe, op.ready::<Vec<E, L>>(lanes));
         let mut offset = k.offset(at);
         // SAFETY: by the caller.
         unsafe {
@@ -236,12 +237,12 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     let mut y = [[zero; O]; S];
                     let mut s = 0;
                     while s < S {
-                        let v = op.before(lanes, load_all(lanes, &self.from, at + s * far));
-                        let sum = op.join(v, op.formula(v, constants));
+                        let v = M::before(&ready, load_all(lanes, &self.from, at + s * far));
+                        let sum = M::join(v, M::formula(v, constants));
                         if check && !<Vec<E, L>>::all(sum.finite()) {
                             return at;
                         }
-                        y[s] = op.outputs(lanes, v, sum);
+                        y[s] = M::outputs(&ready, v, sum);
                         s += 1;
                     }
                     let mut s = 0;
@@ -274,15 +275,15 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         M: Map<E, I, J, K, O>,
     {
         let lane = Single::BASE;
-        let check = op.checked() || !k.safe;
+        let (check, ready) = (op.checked() || !k.safe, op.ready::<One<E>>(lane));
         let mut offset = k.offset(at);
         for e in at..end {
             // SAFETY: by the caller.
             unsafe {
                 let constants = load_table::<Single, E, K>(lane, k.at.add(offset), k.apart);
-                let v = op.before(lane, load_all(lane, &self.from, e));
-                let sum = op.join(v, op.formula(v, constants));
-                let mut y = op.outputs(lane, v, sum);
+                let v = M::before(&ready, load_all(lane, &self.from, e));
+                let sum = M::join(v, M::formula(v, constants));
+                let mut y = M::outputs(&ready, v, sum);
                 if check && !One::<E>::all(sum.finite()) {
                     let channel = k.first + rem(div(offset, k.adjacent), k.count);
                     y = in_f64(op, v, y, sum, &op.coefficients(channel));
@@ -334,13 +335,13 @@ where
         unsafe { v[j].store(&mut value) };
         x[j] = value.to_f64();
     }
-    let z = op.formula(x, k.wide);
+    let z = M::formula(x, k.wide);
     if !k.safe {
-        sum = op.join(v, One::<E>::constant(lane, z));
-        y = op.outputs(lane, v, sum);
+        sum = M::join(v, One::<E>::constant(lane, z));
+        y = M::outputs(&op.ready(lane), v, sum);
     }
     if op.checked() && !One::<E>::all(sum.finite()) {
-        y[0] = One::<E>::constant(lane, op.outputs((), x, op.join(x, z))[0]);
+        y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, M::join(x, z))[0]);
     }
     y
 }
