@@ -63,11 +63,7 @@ pub(crate) mod sealed {
         ///
         /// # Safety
         /// As for `store`; `p` is aligned to the size of the vector.
-        #[inline(always)]
-        unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
-            // SAFETY: the caller's promise is more than what this needs.
-            unsafe { Self::store(v, p) }
-        }
+        unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
         /// Widens one element exactly.
         fn get(self) -> Self::Compute;
     }
@@ -116,7 +112,12 @@ pub(crate) mod sealed {
                 #[inline(always)]
                 unsafe fn store<L: Lanes>(v: L::F32, p: *mut Self) {
                     // SAFETY: as above.
-                    unsafe { L::$store(v, p.cast()) }
+                    unsafe { L::$store::<false>(v, p.cast()) }
+                }
+                #[inline(always)]
+                unsafe fn stream<L: Lanes>(v: L::F32, p: *mut Self) {
+                    // SAFETY: as above.
+                    unsafe { L::$store::<true>(v, p.cast()) }
                 }
                 #[inline(always)]
                 fn get(self) -> f32 {

@@ -54,11 +54,11 @@ impl Lanes for Avx2 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_f16(v: F32, p: *mut u16) {
+    unsafe fn store_f16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above.
         unsafe {
-            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
-            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0);
+            store::<PAST>(p, _mm256_setr_m128i(low, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1)));
         }
     }
     #[cfg(feature = "half")]
@@ -73,14 +73,25 @@ impl Lanes for Avx2 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16(v: F32, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above.
         unsafe {
             // Packing works on 128-bit halves: 0–3, 8–11, 4–7, 12–15, put in order afterwards.
             let packed = _mm256_packus_epi32(round_bf16(v.0), round_bf16(v.1));
-            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+            store::<PAST>(p, _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
+}
+
+/// Writes 16 halves, past the caches or not.
+///
+/// # Safety
+/// `p` is valid for that, and aligned to them if they go past the caches.
+#[cfg(feature = "half")]
+#[inline(always)]
+unsafe fn store<const PAST: bool>(p: *mut u16, v: __m256i) {
+    // SAFETY: called with vectors that a token made; by the caller.
+    unsafe { if PAST { _mm256_stream_si256(p.cast(), v) } else { _mm256_storeu_si256(p.cast(), v) } }
 }
 
 /// Rounded to bfloat16, in the low half of each lane: see [`super::half::narrow_bf16`].

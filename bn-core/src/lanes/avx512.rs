@@ -53,9 +53,9 @@ impl Lanes for Avx512 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_f16(v: F32, p: *mut u16) {
+    unsafe fn store_f16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above.
-        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)) }
+        unsafe { store::<PAST>(p, _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)) }
     }
     #[cfg(feature = "half")]
     #[inline(always)]
@@ -68,7 +68,7 @@ impl Lanes for Avx512 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16(v: F32, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above. The rounding is that of `super::half::narrow_bf16`; the instruction for
         // it, VCVTNEPS2BF16, flushes subnormals.
         unsafe {
@@ -76,12 +76,23 @@ impl Lanes for Avx512 {
             let high = _mm512_srli_epi32::<16>(bits);
             let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
             let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v.0, v.0);
-            let r = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32::<16>(rounded), quiet);
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(r));
+            let rounded = _mm512_srli_epi32::<16>(rounded);
+            let r = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+            store::<PAST>(p, _mm512_cvtepi32_epi16(r));
         }
     }
+}
+
+/// Writes 16 halves, past the caches or not.
+///
+/// # Safety
+/// `p` is valid for that, and aligned to them if they go past the caches.
+#[cfg(feature = "half")]
+#[inline(always)]
+unsafe fn store<const PAST: bool>(p: *mut u16, v: __m256i) {
+    // SAFETY: called with vectors that a token made; by the caller.
+    unsafe { if PAST { _mm256_stream_si256(p.cast(), v) } else { _mm256_storeu_si256(p.cast(), v) } }
 }
 
 macro_rules! operator {

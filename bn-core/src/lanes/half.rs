@@ -113,8 +113,8 @@ mod tests {
                     lanes.load_f16(self.0.as_ptr()).store(f.as_mut_ptr());
                     lanes.load_bf16(self.0.as_ptr()).store(b.as_mut_ptr());
                     // Widened as one type and rounded to the other, every kind of rounding occurs.
-                    L::store_f16(lanes.load_bf16(self.0.as_ptr()), nf.as_mut_ptr());
-                    L::store_bf16(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
+                    L::store_f16::<false>(lanes.load_bf16(self.0.as_ptr()), nf.as_mut_ptr());
+                    L::store_bf16::<false>(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
                 }
                 (f, b, nf, nb)
             }

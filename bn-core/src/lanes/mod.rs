@@ -70,24 +70,25 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// `p` is valid for reading that many.
     #[cfg(feature = "half")]
     unsafe fn load_f16(self, p: *const u16) -> Self::F32;
-    /// Rounds to halves, to nearest even, and writes 16 of them.
+    /// Rounds to halves, to nearest even, and writes 16 of them; past the caches, if that is wanted and the ISA
+    /// can.
     ///
     /// # Safety
-    /// `p` is valid for writing that many.
+    /// `p` is valid for writing that many, and aligned to them if they go past the caches.
     #[cfg(feature = "half")]
-    unsafe fn store_f16(v: Self::F32, p: *mut u16);
+    unsafe fn store_f16<const PAST: bool>(v: Self::F32, p: *mut u16);
     /// Reads 16 bfloat16 and widens them exactly.
     ///
     /// # Safety
     /// As for [`Lanes::load_f16`].
     #[cfg(feature = "half")]
     unsafe fn load_bf16(self, p: *const u16) -> Self::F32;
-    /// Rounds to bfloat16, to nearest even, and writes 16 of them.
+    /// Rounds to bfloat16, likewise.
     ///
     /// # Safety
     /// As for [`Lanes::store_f16`].
     #[cfg(feature = "half")]
-    unsafe fn store_bf16(v: Self::F32, p: *mut u16);
+    unsafe fn store_bf16<const PAST: bool>(v: Self::F32, p: *mut u16);
 }
 
 /// A scalar that the kernels calculate in.

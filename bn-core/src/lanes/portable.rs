@@ -47,7 +47,7 @@ impl Lanes for Portable {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_f16(v: F32, p: *mut u16) {
+    unsafe fn store_f16<const PAST: bool>(v: F32, p: *mut u16) {
         let (v, mut h) = (v.0.to_array(), [0; 16]);
         for i in 0..16 {
             h[i] = half::narrow_f16(v[i]);
@@ -68,7 +68,7 @@ impl Lanes for Portable {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16(v: F32, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
         let (v, mut h) = (v.0.to_array(), [0; 16]);
         for i in 0..16 {
             h[i] = half::narrow_bf16(v[i]);

@@ -45,7 +45,7 @@ impl Lanes for Single {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_f16(v: One<f32>, p: *mut u16) {
+    unsafe fn store_f16<const PAST: bool>(v: One<f32>, p: *mut u16) {
         // SAFETY: by the caller.
         unsafe { *p.add(v.lane) = half::narrow_f16(v.value) }
     }
@@ -57,7 +57,7 @@ impl Lanes for Single {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16(v: One<f32>, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool>(v: One<f32>, p: *mut u16) {
         // SAFETY: by the caller.
         unsafe { *p.add(v.lane) = half::narrow_bf16(v.value) }
     }

@@ -506,6 +506,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
+    let ready = op.ready::<Vec<E, L>>(lanes);
     let table = carve.take::<[Compute<E>; K]>(width);
     let mut safe = true;
     for c in 0..width {
@@ -536,7 +537,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
                 let end =
                     if p + 1 == parts { positions.1 } else { positions.0 + part(vectors, parts, p + 1) * lanes_of };
                 // SAFETY: the part lies in the plane, and has at least one vector.
-                unsafe { map_plane(lanes, op, from, to, plane, start, end - start, &k, stage, stream) };
+                unsafe { map_plane(lanes, op, &ready, from, to, plane, start, end - start, &k, stage, stream) };
             }
         }
     }
@@ -554,6 +555,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
 unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     lanes: L,
     op: &M,
+    ready: &M::Ready<Vec<E, L>>,
     from: &[Place<E>; I],
     to: &[Place<E>; O],
     plane: (usize, usize),
@@ -576,7 +578,7 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        Elements { from, to: into, width }.map::<L, M, J, K>(lanes, op, k, stream);
+        Elements { from, to: into, width }.map::<L, M, J, K>(lanes, op, ready, k, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);

@@ -92,7 +92,7 @@ where
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         // SAFETY: who made it vouches for it.
-        unsafe { self.elements.map::<L, M, J, K>(lanes, self.op, &self.constants, self.stream) }
+        unsafe { self.elements.map::<L, M, J, K>(lanes, self.op, &self.op.ready(lanes), &self.constants, self.stream) }
     }
 }
 
@@ -111,6 +111,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         &self,
         lanes: L,
         op: &M,
+        ready: &M::Ready<Vec<E, L>>,
         k: &Constants<E, K>,
         stream: bool,
     ) where
@@ -132,7 +133,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             if let Some(lead) = lead
                 && lead > 0
             {
-                self.walk::<L, M, J, K, 1, false>(lanes, op, k, 0, lanes_of, 0);
+                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, 0, lanes_of, 0);
                 at = lead;
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
@@ -147,23 +148,22 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             let rest = at + 2 * far;
             let whole = (self.width - rest) / lanes_of * lanes_of;
             if lead.is_some() {
-                self.walk::<L, M, J, K, 2, true>(lanes, op, k, at, far, far);
-                self.walk::<L, M, J, K, 1, true>(lanes, op, k, rest, whole, 0);
+                self.walk::<L, M, J, K, 2, true>(lanes, op, ready, k, at, far, far);
+                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0);
             } else {
-                self.walk::<L, M, J, K, 2, false>(lanes, op, k, at, far, far);
-                self.walk::<L, M, J, K, 1, false>(lanes, op, k, rest, whole, 0);
+                self.walk::<L, M, J, K, 2, false>(lanes, op, ready, k, at, far, far);
+                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0);
             }
             at = rest + whole;
             if at < self.width {
                 let check = op.checked() || !k.safe;
                 let constants = load::<L, E, K>(lanes, k, k.offset(last));
-                let ready = op.ready::<Vec<E, L>>(lanes);
-                let v = M::before(&ready, tail);
+                let v = M::before(ready, tail);
                 let sum = M::join(v, M::formula(v, constants));
                 if check && !<Vec<E, L>>::all(sum.finite()) {
                     self.one_by_one::<M, J, K>(op, k, at, self.width);
                 } else {
-                    store_all::<L, E, O>(M::outputs(&ready, v, sum), &self.to, last);
+                    store_all::<L, E, O>(M::outputs(ready, v, sum), &self.to, last);
                 }
             }
         }
@@ -179,6 +179,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         &self,
         lanes: L,
         op: &M,
+        ready: &M::Ready<Vec<E, L>>,
         k: &Constants<E, K>,
         mut at: usize,
         width: usize,
@@ -191,7 +192,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         while at < end {
             // SAFETY: by the caller.
             unsafe {
-                at = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, k, at, end, far);
+                at = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, ready, k, at, end, far);
                 if at < end {
                     for s in 0..S {
                         self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
@@ -211,6 +212,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         &self,
         lanes: L,
         op: &M,
+        ready: &M::Ready<Vec<E, L>>,
         k: &Constants<E, K>,
         mut at: usize,
         end: usize,
@@ -221,7 +223,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         M: Map<E, I, J, K, O>,
     {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
-        let (check, ready) = (op.checked() || !k.safe, op.ready::<Vec<E, L>>(lanes));
+        let check = op.checked() || !k.safe;
         let mut offset = k.offset(at);
         // SAFETY: by the caller.
         unsafe {
@@ -237,12 +239,12 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     let mut y = [[zero; O]; S];
                     let mut s = 0;
                     while s < S {
-                        let v = M::before(&ready, load_all(lanes, &self.from, at + s * far));
+                        let v = M::before(ready, load_all(lanes, &self.from, at + s * far));
                         let sum = M::join(v, M::formula(v, constants));
                         if check && !<Vec<E, L>>::all(sum.finite()) {
                             return at;
                         }
-                        y[s] = M::outputs(&ready, v, sum);
+                        y[s] = M::outputs(ready, v, sum);
                         s += 1;
                     }
                     let mut s = 0;
