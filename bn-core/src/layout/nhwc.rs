@@ -455,7 +455,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
 /// Whether visit `v` of a block of `count` starts a first-level sum, and whether it ends one.
 #[inline(always)]
 fn ends(v: usize, count: usize) -> (bool, bool) {
-    (v % ROW_CHAIN == 0, v % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == count)
+    (v.is_multiple_of(ROW_CHAIN), v % ROW_CHAIN == ROW_CHAIN - 1 || v + 1 == count)
 }
 
 /// Adds visits of four rows to the sums: a shell of its own, so that its loops have the registers to
