@@ -57,24 +57,27 @@ impl Activation {
 pub(crate) struct Rectifier {
     /// It does nothing.
     pub(crate) plain: bool,
-    /// What is below `lo` is multiplied by the slope; else it becomes `lo`.
+    /// What is below the knee is multiplied by the slope.
     leaky: bool,
-    /// The gradient ends at `hi`.
+    /// The gradient ends at the ceiling.
     clamp: bool,
     slope: f64,
-    lo: f64,
-    hi: f64,
+    /// Where the gradient begins.
+    knee: f64,
+    floor: f64,
+    ceiling: f64,
 }
 
 impl From<Activation> for Rectifier {
     fn from(activation: Activation) -> Self {
         const INFINITY: f64 = f64::INFINITY;
-        let none = Rectifier { plain: false, leaky: false, clamp: false, slope: 0.0, lo: 0.0, hi: INFINITY };
+        let (floor, ceiling) = (-INFINITY, INFINITY);
+        let none = Rectifier { plain: false, leaky: false, clamp: false, slope: 0.0, knee: 0.0, floor, ceiling };
         match activation {
-            Activation::Identity => Rectifier { plain: true, leaky: true, slope: 1.0, lo: -INFINITY, ..none },
-            Activation::Relu => none,
+            Activation::Identity => Rectifier { plain: true, leaky: true, slope: 1.0, knee: -INFINITY, ..none },
+            Activation::Relu => Rectifier { floor: 0.0, ..none },
             Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope, ..none },
-            Activation::Clamp { lo, hi } => Rectifier { clamp: true, lo, hi, ..none },
+            Activation::Clamp { lo, hi } => Rectifier { clamp: true, knee: lo, floor: lo, ceiling: hi, ..none },
         }
     }
 }
@@ -89,13 +92,13 @@ impl Rectifier {
     pub(crate) fn rectify<R: Real>(self, token: R::Token) -> Rectify<R> {
         let of = |v| R::constant(token, v);
         Rectify {
-            plain: self.plain,
             zero: of(0.0),
             leaky: of(if self.leaky { 1.0 } else { 0.0 }),
             slope: of(self.slope),
-            lo: of(self.lo),
-            hi: of(self.hi),
-            end: if self.clamp { R::below(token, self.hi) } else { of(f64::INFINITY) },
+            knee: of(self.knee),
+            floor: of(self.floor),
+            ceiling: of(self.ceiling),
+            end: if self.clamp { R::below(token, self.ceiling) } else { of(f64::INFINITY) },
         }
     }
 }
@@ -105,26 +108,23 @@ impl Rectifier {
 /// cache.
 #[derive(Clone, Copy)]
 pub(crate) struct Rectify<R> {
-    plain: bool,
     zero: R,
     /// 1 or 0.
     leaky: R,
     slope: R,
-    lo: R,
-    hi: R,
+    knee: R,
+    floor: R,
+    ceiling: R,
     /// The largest y that is below the end of the gradient.
     end: R,
 }
 
 impl<R: Real> Rectify<R> {
+    /// Nothing is below the knee but what a leaky ReLU multiplies by its slope.
     #[inline(always)]
     pub(crate) fn forward(&self, z: R) -> R {
-        if self.plain {
-            return z;
-        }
-        let low = self.zero.if_less(self.leaky, z * self.slope, self.lo);
-        let z = z.if_less(self.lo, low, z);
-        self.hi.if_less(z, self.hi, z)
+        let z = z.at_least(self.floor).at_most(self.ceiling);
+        z.if_less(self.knee, z * self.slope, z)
     }
 
     /// The gradient before the activation, from the output and the gradient behind it.
@@ -132,6 +132,6 @@ impl<R: Real> Rectify<R> {
     pub(crate) fn backward(&self, y: R, dy: R) -> R {
         let below = self.zero.if_less(self.leaky, dy * self.slope, self.zero);
         let inside = self.end.if_less(y, self.zero, dy);
-        self.lo.if_less(y, inside, below)
+        self.knee.if_less(y, inside, below)
     }
 }

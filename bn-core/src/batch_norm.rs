@@ -172,7 +172,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// A dense operand has its length; a strided one at least reaches its last element.
     pub(crate) fn check_len(&self, operand: Operand, got: usize) -> Result<(), Error> {
-        let span = self.strides.of(operand).span(&self.shape);
+        let span = self.strides.of(operand).resolved_span(&self.shape);
         if span > self.shape.len() && got > span { Ok(()) } else { length(operand.name(), got, span) }
     }
 
@@ -257,6 +257,17 @@ pub struct Output<'a, T> {
     pub(crate) ptr: *mut T,
     pub(crate) len: usize,
     pub(crate) life: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Output<'_, T> {
+    /// Elements that it has room for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there is room for none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
 }
 
 impl<'a, T> From<&'a mut [T]> for Output<'a, T> {

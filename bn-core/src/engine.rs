@@ -12,7 +12,7 @@ use crate::isa::Isa;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Place, nchw, nhwc};
+use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc};
 use crate::shape::{Shape, Stride, Strides};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -229,7 +229,7 @@ impl Engine {
             run.phase(width, tiles * cells, slot, &|task, scratch| {
                 let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
-                let emit = |c: usize, r: [f64; N], k: [f64; K]| {
+                let mut emit = |c: usize, r: [f64; N], k: [f64; K]| {
                     for (n, v) in sink.convert(c, r, k, count).into_iter().enumerate() {
                         // SAFETY: one task per cell and channel; within the partials.
                         unsafe { *partials.at((g * channels + c - band.first) * N + n) = v };
@@ -237,14 +237,14 @@ impl Engine {
                 };
                 dispatch(
                     self.isa,
-                    ReduceCell::<E, R, _, I, J, K, N> {
+                    ReduceCell::<E, R, I, J, K, N> {
                         engine: self,
                         op,
                         from,
                         channels: channels_of,
                         g,
                         scratch,
-                        emit,
+                        emit: &mut emit,
                     },
                 );
             })?;
@@ -265,13 +265,13 @@ impl Engine {
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
                     // SAFETY: this task has these channels to itself.
-                    let emit = |c: usize, r: [f64; N], k: [f64; K]| unsafe {
+                    let mut emit = |c: usize, r: [f64; N], k: [f64; K]| unsafe {
                         sink.join(c, sink.convert(c, r, k, count), count);
                     };
-                    let channels = of_tile(task);
+                    let (channels, emit) = (of_tile(task), &mut emit as _);
                     dispatch(
                         self.isa,
-                        ReduceCell::<E, R, _, I, J, K, N> { engine: self, op, from, channels, g, scratch, emit },
+                        ReduceCell::<E, R, I, J, K, N> { engine: self, op, from, channels, g, scratch, emit },
                     );
                 }
             })
@@ -336,22 +336,20 @@ impl Engine {
     }
 }
 
-struct ReduceCell<'a, E, R, F, const I: usize, const J: usize, const K: usize, const N: usize> {
+struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {
     engine: &'a Engine,
     op: &'a R,
     from: &'a [Place<E>; I],
     channels: Channels,
     g: usize,
     scratch: &'a mut [u64],
-    emit: F,
+    emit: &'a mut Emit<'a, K, N>,
 }
 
-impl<E, R, F, const I: usize, const J: usize, const K: usize, const N: usize> Task
-    for ReduceCell<'_, E, R, F, I, J, K, N>
+impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Task for ReduceCell<'_, E, R, I, J, K, N>
 where
     E: Element,
     R: Reduction<E, I, J, K, N>,
-    F: FnMut(usize, [f64; N], [f64; K]),
 {
     type Output = ();
     #[inline(always)]

@@ -20,6 +20,13 @@ pub enum Error {
     },
     /// A shape has no channels.
     NoChannels,
+    /// A tensor has too few dimensions.
+    Rank {
+        /// Dimensions that it needs at least.
+        expected: usize,
+        /// Dimensions that it has.
+        got: usize,
+    },
     /// batch × channels × spatial is more than memory can hold (`isize::MAX` bytes).
     ShapeOverflow,
     /// An operand's strides make its elements overlap, or reach beyond the address space.
@@ -144,6 +151,7 @@ impl fmt::Display for Error {
                 write!(f, "{what} has {got} elements, expected {expected}")
             }
             Error::NoChannels => f.write_str("the shape has 0 channels, expected at least 1"),
+            Error::Rank { expected, got } => write!(f, "the tensor has {got} dimensions, expected at least {expected}"),
             Error::ShapeOverflow => f.write_str("batch × channels × spatial overflows the address space"),
             Error::Stride { what, got: Stride { batch, inner } } => write!(
                 f,

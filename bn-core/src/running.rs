@@ -68,6 +68,14 @@ impl RunningStats {
         Self::new(Momentum::WeighNew(momentum), Variance::Unbiased)
     }
 
+    /// burn's `BatchNorm`: the momentum weighs the new value (default 0.1), biased variance.
+    ///
+    /// # Errors
+    /// As [`RunningStats::new`].
+    pub fn burn(momentum: f64) -> Result<Self, Error> {
+        Self::new(Momentum::WeighNew(momentum), Variance::Biased)
+    }
+
     /// Keras' `BatchNormalization`: the momentum weighs the old value (default 0.99), biased
     /// variance.
     ///

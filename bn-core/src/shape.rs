@@ -50,6 +50,20 @@ impl Shape {
         Ok(Shape { layout, batch, channels, spatial })
     }
 
+    /// The shape of a tensor whose dimensions are `dims`, in the order of `layout`: N, C and the spatial ones, or N,
+    /// the spatial ones and C.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] where there are fewer than two; as [`Shape::new`].
+    pub fn from_dims(layout: Layout, dims: &[usize]) -> Result<Self, Error> {
+        match (layout, dims) {
+            (Layout::Nchw, [batch, channels, spatial @ ..]) | (Layout::Nhwc, [batch, spatial @ .., channels]) => {
+                Self::new(layout, *batch, *channels, spatial)
+            }
+            _ => Err(Error::Rank { expected: 2, got: dims.len() }),
+        }
+    }
+
     /// batch × channels × spatial (NCHW, NCW, NCDHW).
     ///
     /// # Errors
@@ -105,6 +119,8 @@ impl Shape {
 }
 
 /// How far apart the images and the runs of an operand are, in elements; 0 means dense.
+///
+/// (In a framework's strides 0 repeats one element: [`Stride::from_dims`] tells them apart.)
 ///
 /// A run is what is contiguous: the positions of a channel in NCHW, the channels of a position in
 /// NHWC. So one channel slice of a wider tensor, one part of a concatenation, planes with padding
@@ -216,6 +232,54 @@ impl Strides {
 }
 
 impl Stride {
+    /// From a tensor as frameworks describe it: the sizes of its dimensions, in the order of `layout` as in
+    /// [`Shape::from_dims`], and how many elements apart neighbours are in each of them.
+    ///
+    /// `None` where this layout cannot read the tensor as it lies in memory: its runs are not contiguous, the positions
+    /// of an image not evenly spaced, an element is there more than once (a stride of 0), or there are fewer than two
+    /// dimensions, or not as many strides. Another order of the dimensions may do, as NHWC does for a tensor "in
+    /// channels-last format"; if none does it has to be copied.
+    ///
+    /// ```
+    /// use bn_core::{Layout, Shape, Stride};
+    /// // A tensor of 2 × 3 × 4 × 5 (N, C, H, W), stored with its channels last, in a buffer of 8 channels.
+    /// let (dims, strides) = ([2, 3, 4, 5], [160, 1, 40, 8]);
+    /// assert_eq!(Stride::from_dims(Layout::Nchw, &dims, &strides), None);
+    ///
+    /// let nhwc = |of: [usize; 4]| [of[0], of[2], of[3], of[1]];
+    /// let stride = Stride::from_dims(Layout::Nhwc, &nhwc(dims), &nhwc(strides)).unwrap();
+    /// assert_eq!(stride, Stride { batch: 160, inner: 8 });
+    /// // From the first element to the last one: what the slice has to have.
+    /// assert_eq!(stride.span(&Shape::from_dims(Layout::Nhwc, &nhwc(dims))?)?, 160 + 19 * 8 + 3);
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
+    pub fn from_dims(layout: Layout, dims: &[usize], strides: &[usize]) -> Option<Self> {
+        if dims.len() < 2 || strides.len() != dims.len() {
+            return None;
+        }
+        if dims.contains(&0) {
+            return Some(Stride::default());
+        }
+        let (runs, run) = match layout {
+            Layout::Nchw => (1..2, 2..dims.len()),
+            Layout::Nhwc => (1..dims.len() - 1, dims.len() - 1..dims.len()),
+        };
+        let step = |of: core::ops::Range<usize>| flat_step(dims.get(of.clone())?, strides.get(of)?);
+        // 0: nothing is stepped over.
+        (step(run)? <= 1).then_some(Stride { batch: step(0..1)?, inner: step(runs)? })
+    }
+
+    /// Elements that an operand's slice needs to have: from its first to its last one.
+    ///
+    /// # Errors
+    /// [`Error::Stride`] where such an operand of this shape would overlap itself, or reach beyond the address space.
+    pub fn span(self, shape: &Shape) -> Result<usize, Error> {
+        match self.resolve(shape) {
+            Some(resolved) => Ok(resolved.resolved_span(shape)),
+            None => Err(Error::Stride { what: "the operand", got: self }),
+        }
+    }
+
     /// Runs in an image, and elements in a run.
     fn runs(shape: &Shape) -> (usize, usize) {
         match shape.layout {
@@ -248,8 +312,26 @@ impl Stride {
     }
 
     /// Elements that a slice needs, of an operand whose strides are resolved.
-    pub(crate) fn span(self, shape: &Shape) -> usize {
+    pub(crate) fn resolved_span(self, shape: &Shape) -> usize {
         let (runs, run) = Self::runs(shape);
         if shape.is_empty() { 0 } else { (shape.batch - 1) * self.batch + (runs - 1) * self.inner + run }
     }
+}
+
+/// The step through dimensions that are one when flattened; 0 where there is at most one element.
+fn flat_step(dims: &[usize], strides: &[usize]) -> Option<usize> {
+    let (mut step, mut next) = (0, None);
+    for (&dim, &stride) in dims.iter().zip(strides).rev() {
+        if dim == 1 {
+            continue;
+        }
+        if stride == 0 || next.is_some_and(|next| stride != next) {
+            return None;
+        }
+        if next.is_none() {
+            step = stride;
+        }
+        next = Some(stride.checked_mul(dim)?);
+    }
+    Some(step)
 }

@@ -249,6 +249,79 @@ fn refusals() {
     assert_eq!(over, [1.0; 34]);
 }
 
+/// Dimensions and strides, as frameworks have them: every element is where they say.
+#[test]
+fn from_dims() {
+    let mut random = Random(5);
+    let mut below = |n: usize| (random.uniform() * n as f64) as usize;
+    let (mut readable, mut not) = (0, 0);
+    for _ in 0..4000 {
+        // Dimensions stored in a random order, some with gaps behind them, some repeated.
+        let rank = 2 + below(4);
+        let dims: Vec<usize> = (0..rank).map(|_| below(5).max(usize::from(below(8) > 0))).collect();
+        let mut order: Vec<usize> = (0..rank).collect();
+        if below(3) == 0 {
+            for i in (1..rank).rev() {
+                order.swap(i, below(i + 1));
+            }
+        }
+        let (mut strides, mut next) = (vec![0; rank], 1);
+        for &d in order.iter().rev() {
+            strides[d] = if below(40) == 0 { 0 } else { next };
+            next = next * dims[d].max(1) + if below(6) == 0 { below(7) } else { 0 };
+        }
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let (n, c) = (0, if layout == Layout::Nchw { 1 } else { rank - 1 });
+            let Ok(shape) = Shape::from_dims(layout, &dims) else {
+                assert_eq!(Shape::from_dims(layout, &dims), Err(Error::NoChannels));
+                continue;
+            };
+            assert_eq!((shape.batch(), shape.channels(), shape.len()), (dims[n], dims[c], dims.iter().product()));
+            let found = Stride::from_dims(layout, &dims, &strides);
+            let offsets = |i: usize| {
+                let (mut rest, mut at) = (i, 0);
+                for d in (0..rank).rev() {
+                    at += rest % dims[d] * strides[d];
+                    rest /= dims[d];
+                }
+                at
+            };
+            let Some(s) = found else {
+                not += 1;
+                // Neither a dense tensor nor one with gaps behind its images is refused.
+                let mut dense = 1;
+                let tail = (1..rank).rev().all(|d| {
+                    let as_is = dims[d] <= 1 || strides[d] == dense;
+                    dense *= dims[d];
+                    as_is
+                });
+                assert!(!tail || (strides[0] == 0 && dims[0] > 1), "{layout:?} {dims:?} {strides:?}");
+                continue;
+            };
+            readable += 1;
+            let span = s.span(&shape).unwrap();
+            let last = (0..shape.len()).map(offsets).max();
+            assert_eq!(span, last.map_or(0, |last| last + 1), "{layout:?} {dims:?} {strides:?}");
+            for i in 0..shape.len() {
+                assert_eq!(place(shape, s, i), offsets(i), "{layout:?} {dims:?} {strides:?}: {s:?}");
+            }
+        }
+    }
+    assert!(readable > 1000 && not > 1000, "{readable} {not}");
+
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        assert_eq!(Shape::from_dims(layout, &[3]), Err(Error::Rank { expected: 2, got: 1 }));
+        assert_eq!(Stride::from_dims(layout, &[3], &[1]), None);
+        assert_eq!(Stride::from_dims(layout, &[3, 2], &[2]), None);
+        assert_eq!(Stride::from_dims(layout, &[3, 2], &[0, 1]), None);
+        assert_eq!(Stride::from_dims(layout, &[2, usize::MAX, 2], &[4, 2, 1]), None);
+    }
+    assert_eq!(Error::Rank { expected: 2, got: 1 }.to_string(), "the tensor has 1 dimensions, expected at least 2");
+    let overlapping = Stride { batch: 0, inner: 3 };
+    let refused = Error::Stride { what: "the operand", got: overlapping };
+    assert_eq!(overlapping.span(&Shape::nchw(2, 3, &[4]).unwrap()), Err(refused));
+}
+
 /// The smallest workspace keeps to 8 KB with any strides.
 #[test]
 fn workspace_sizes() {

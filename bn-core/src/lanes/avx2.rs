@@ -129,8 +129,15 @@ operator!(F64, Add, add, _mm256_add_pd);
 operator!(F64, Sub, sub, _mm256_sub_pd);
 operator!(F64, Mul, mul, _mm256_mul_pd);
 
-real!(F32, Avx2);
-real!(F64, Avx2);
+// Of equal numbers, and where one is NaN, the second operand is the result.
+// SAFETY: a vector of this type exists only where a token does.
+real!(F32, Avx2, |v, limit| unsafe { F32(_mm256_max_ps(limit.0, v.0), _mm256_max_ps(limit.1, v.1)) }, unsafe {
+    F32(_mm256_min_ps(limit.0, v.0), _mm256_min_ps(limit.1, v.1))
+});
+// SAFETY: a vector of this type exists only where a token does.
+real!(F64, Avx2, |v, limit| unsafe { F64(_mm256_max_pd(limit.0, v.0), _mm256_max_pd(limit.1, v.1)) }, unsafe {
+    F64(_mm256_min_pd(limit.0, v.0), _mm256_min_pd(limit.1, v.1))
+});
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $and:ident,

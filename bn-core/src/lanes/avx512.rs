@@ -114,8 +114,11 @@ operator!(F64, Add, add, _mm512_add_pd);
 operator!(F64, Sub, sub, _mm512_sub_pd);
 operator!(F64, Mul, mul, _mm512_mul_pd);
 
-real!(F32, Avx512);
-real!(F64, Avx512);
+// Of equal numbers, and where one is NaN, the second operand is the result.
+// SAFETY: a vector of this type exists only where a token does.
+real!(F32, Avx512, |v, limit| unsafe { F32(_mm512_max_ps(limit.0, v.0)) }, unsafe { F32(_mm512_min_ps(limit.0, v.0)) });
+// SAFETY: as above.
+real!(F64, Avx512, |v, limit| unsafe { F64(_mm512_max_pd(limit.0, v.0)) }, unsafe { F64(_mm512_min_pd(limit.0, v.0)) });
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,

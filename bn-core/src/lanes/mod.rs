@@ -172,6 +172,16 @@ pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Se
     fn below(token: Self::Token, v: f64) -> Self;
     /// `yes` where `self < other`, else `no`, also where either is NaN.
     fn if_less(self, other: Self, yes: Self, no: Self) -> Self;
+    /// At least `floor`, which is not NaN; NaN stays NaN. An instruction where an ISA has the right one.
+    #[inline(always)]
+    fn at_least(self, floor: Self) -> Self {
+        self.if_less(floor, floor, self)
+    }
+    /// At most `ceiling`, in the same way.
+    #[inline(always)]
+    fn at_most(self, ceiling: Self) -> Self {
+        ceiling.if_less(self, ceiling, self)
+    }
 }
 
 impl Real for f64 {
@@ -192,7 +202,7 @@ impl Real for f64 {
 
 /// The operations of [`Real`] for a vector type.
 macro_rules! real {
-    ($t:ty, $token:ty) => {
+    ($t:ty, $token:ty $(, |$v:ident, $limit:ident| $at_least:expr, $at_most:expr)?) => {
         impl $crate::lanes::Real for $t {
             type Token = $token;
             #[inline(always)]
@@ -207,6 +217,18 @@ macro_rules! real {
             fn if_less(self, other: Self, yes: Self, no: Self) -> Self {
                 <$t>::select(self.lt(other), yes, no)
             }
+            $(
+                #[inline(always)]
+                fn at_least(self, $limit: Self) -> Self {
+                    let $v = self;
+                    $at_least
+                }
+                #[inline(always)]
+                fn at_most(self, $limit: Self) -> Self {
+                    let $v = self;
+                    $at_most
+                }
+            )?
         }
     };
 }

@@ -276,6 +276,10 @@ pub(crate) const fn words_for<S>(len: usize) -> usize {
     (len * size_of::<S>()).div_ceil(8)
 }
 
+/// What takes in a channel's sums over a cell, and its constants. Not a type parameter, or there would be a copy of all
+/// the sums' code for each.
+pub(crate) type Emit<'a, const K: usize, const N: usize> = dyn FnMut(usize, [f64; N], [f64; K]) + 'a;
+
 /// The range of channels that a task works on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Channels {

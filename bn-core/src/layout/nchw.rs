@@ -6,8 +6,8 @@
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::run::{Constants, Elements};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at, load_all,
-    splat_all, staged, tree, words_for,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
+    load_all, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -41,7 +41,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     channels: Channels,
     g: usize,
     scratch: &mut [u64],
-    mut emit: impl FnMut(usize, [f64; N], [f64; K]),
+    emit: &mut Emit<'_, K, N>,
 ) where
     L: Lanes,
     E: Element,

@@ -9,8 +9,8 @@
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::run::{Constants, Elements, MapRun};
 use super::{
-    Carve, Channels, Compute, Direction, MOST_LANES, MOST_OPERANDS, Place, Vec, add, load_all, load_table, staged,
-    values_in_f64, words_for,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, load_all, load_table,
+    staged, values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
@@ -76,7 +76,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     channels: Channels,
     g: usize,
     scratch: &mut [u64],
-    mut emit: impl FnMut(usize, [f64; N], [f64; K]),
+    emit: &mut Emit<'_, K, N>,
 ) where
     L: Lanes,
     E: Element,
