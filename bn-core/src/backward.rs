@@ -547,11 +547,13 @@ impl<T: Element> BatchNorm<T> {
             Some((_, affine)) => affine.beta(c),
         };
         let off = if let About::Known(off) = about { off } else { &|_| 0.0 };
-        let sink = SumSink { sums, first: band.first, centre, off, round: |v| T::Param::from_f64(v).to_f64() };
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
-        let op = GradientSums { activation: self.activation.into(), inverse: view.inverse(), pivot, centre };
+        let round = |v| T::Param::from_f64(v).to_f64();
+        let sink = SumSink { sums, first: band.first, centre, off, measure, round };
+        let (activation, inverse) = (self.activation.into(), view.inverse());
+        let op = GradientSums { activation, inverse, pivot, measure, centre };
         // SAFETY: by the caller; sums only read.
-        unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), measure, band, &sink, run) }
+        unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), band, &sink, run) }
     }
 
     /// Writes all gradients of a band of channels from its sums and what the mean is off by.
@@ -688,6 +690,8 @@ pub(crate) struct SumSink<'a> {
     centre: &'a (dyn Fn(usize) -> f64 + Sync),
     /// Σ (x − mean)/n, where that is not measured.
     off: &'a (dyn Fn(usize) -> f64 + Sync),
+    /// Whether it is.
+    measure: bool,
     /// To the arithmetic that the kernel subtracts it in.
     round: fn(f64) -> f64,
 }
@@ -734,7 +738,7 @@ impl Sink<2, 2> for SumSink<'_> {
 impl Sink<2, 3> for SumSink<'_> {
     #[inline(always)]
     fn convert(&self, channel: usize, [e, ed, d]: [f64; 3], [k, _]: [f64; 2], count: u64) -> [f64; 3] {
-        self.about_mean(channel, [e, ed], Some(d), k, count)
+        self.about_mean(channel, [e, ed], self.measure.then_some(d), k, count)
     }
     #[inline(always)]
     unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {

@@ -8,11 +8,11 @@ use crate::dispatch::{Task, dispatch};
 use crate::element::Element;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
-use crate::isa::Isa;
+use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
-use crate::lanes::{Lanes, Scalar};
+use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc};
+use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc, scalar};
 use crate::shape::{Shape, Stride, Strides};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -73,7 +73,13 @@ impl Engine {
 
     /// An operand; its strides are resolved.
     pub(crate) fn place<E: Element>(&self, ptr: *mut E, stride: Stride) -> Place<E> {
-        Place::new(ptr, &self.shape, &self.grid, stride)
+        let new = if self.single() { Place::single } else { Place::new };
+        new(ptr, &self.shape, &self.grid, stride)
+    }
+
+    /// Whether elements are taken one by one.
+    pub(crate) fn single(&self) -> bool {
+        Base::SINGLE && (cfg!(target_os = "none") || self.isa.kind() == IsaKind::Portable)
     }
 
     /// Takes note of the strides of all operands.
@@ -94,6 +100,7 @@ impl Engine {
     /// Channels per tile for so much scratch; at least what the minimum allows.
     fn tile(&self, words: usize, need: Need) -> usize {
         match self.grid {
+            _ if self.single() => self.shape.channels(),
             Grid::Planes(_) => div(words.saturating_sub(need.fixed), need.unit).max(1),
             Grid::Rows(r) if r.fold > 1 => r.channels,
             Grid::Rows(r) => {
@@ -107,6 +114,7 @@ impl Engine {
     /// What a reduction of this grid needs.
     fn reduce_need<E: Element, const K: usize, const N: usize>(&self) -> Need {
         match self.grid {
+            _ if self.single() => Need { fixed: 0, unit: 0 },
             Grid::Planes(_) => self.need::<E>(nchw::reduce_words::<E, K, N>()),
             Grid::Rows(_) => self.need::<E>(nhwc::reduce_words::<E, K, N>(self.lanes)),
         }
@@ -115,6 +123,7 @@ impl Engine {
     /// What a map of this grid needs.
     fn map_need<E: Element, const K: usize>(&self) -> Need {
         match self.grid {
+            _ if self.single() => Need { fixed: 0, unit: 0 },
             Grid::Planes(_) => self.need::<E>(nchw::map_words::<E, K>()),
             Grid::Rows(r) if r.fold > 1 => {
                 let stage = if self.staged { nhwc::stage_words::<E>(r.width) } else { 0 };
@@ -308,6 +317,7 @@ impl Engine {
         // Chunks of images or rows first; then channels; then positions.
         let (items, positions) = match self.grid {
             Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
+            Grid::Rows(r) if self.single() => (r.folded * r.fold + r.rest, r.adjacent),
             Grid::Rows(r) => (r.folded, 0),
         };
         let chunks = wanted.min(items).max(1);
@@ -357,6 +367,9 @@ where
         let ReduceCell { engine, op, from, channels, g, scratch, emit } = self;
         // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
         unsafe {
+            if L::SINGLE {
+                return scalar::reduce(op, &engine.grid, from, channels, g, emit);
+            }
             match &engine.grid {
                 Grid::Planes(geo) => nchw::reduce(lanes, op, geo, from, channels, g, scratch, emit),
                 Grid::Rows(geo) => nhwc::reduce(lanes, op, geo, from, channels, g, scratch, emit),
@@ -388,6 +401,9 @@ where
         let MapPart { engine, op, from, to, channels, items, piece, stream, scratch } = self;
         // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
         unsafe {
+            if L::SINGLE {
+                return scalar::map(op, from, to, channels, items, piece);
+            }
             match &engine.grid {
                 Grid::Planes(_) => {
                     let part = nchw::Part { channels, images: items, positions: piece };

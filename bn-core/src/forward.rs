@@ -217,7 +217,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let op = Normalize { activation: self.activation.into(), coefficients };
+        let op = Normalize { activation: self.activation.into(), residual: residual.is_some(), coefficients };
         let residual = residual.map(|r| self.place(Operand::Residual, r));
         let (x, y) = (self.place(Operand::X, x), self.place(Operand::Y, y));
         // SAFETY: by the caller; a map only reads from its inputs.

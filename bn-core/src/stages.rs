@@ -2,6 +2,9 @@
 //!
 //! [`crate::BatchNorm`]'s methods are generic and compiled where they are called; what they call
 //! here is not. So a program that depends on this crate does not compile the kernels again.
+//!
+//! Where elements are taken one by one code has to be small: there one instance serves all calls of a kind, and an
+//! operand that is not there is another one, whose value makes no difference.
 
 use crate::backward::SumSink;
 use crate::engine::Engine;
@@ -12,7 +15,6 @@ use crate::kernel::backward_apply::{Apply, ApplyFrozen};
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::moments::MomentSums;
 use crate::kernel::normalize::Normalize;
-use crate::lanes::{Base, Lanes};
 use crate::layout::{Channels, Place};
 
 /// The passes for one element type.
@@ -39,13 +41,12 @@ pub trait Stages: Sized {
         y: Place<Self>,
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
-    /// y where the activation has a mask; `measure` where the third sum is wanted.
+    /// y where the activation has a mask.
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
         op: &GradientSums<'_>,
         inputs: Backward<Self>,
-        measure: bool,
         band: Channels,
         sink: &SumSink<'_>,
         run: &mut Run<'_>,
@@ -107,8 +108,10 @@ macro_rules! stages {
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
-                    // Where code has to be small the plain ones do without code of their own.
-                    let plain = op.activation.plain && !Base::SINGLE;
+                    if e.single() {
+                        return e.map::<$t, _, 2, 2, 3, 1>(op, &[x, residual.unwrap_or(x)], &[y], e.all(), run);
+                    }
+                    let plain = op.activation.plain;
                     match residual {
                         None if plain => e.map::<$t, _, 1, 1, 3, 1>(&op.plain(), &[x], &[y], e.all(), run),
                         None => e.map::<$t, _, 1, 1, 3, 1>(op, &[x], &[y], e.all(), run),
@@ -122,14 +125,16 @@ macro_rules! stages {
                 e: &Engine,
                 op: &GradientSums<'_>,
                 Backward { x, dy, y }: Backward<Self>,
-                measure: bool,
                 band: Channels,
                 sink: &SumSink<'_>,
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
-                    match (y, measure) {
+                    if e.single() {
+                        return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &[x, dy, y.unwrap_or(dy)], band, sink, run);
+                    }
+                    match (y, op.measure) {
                         (None, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, &[x, dy], band, sink, run),
                         (None, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, &[x, dy], band, sink, run),
                         (Some(y), false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, &[x, dy, y], band, sink, run),
@@ -149,6 +154,10 @@ macro_rules! stages {
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
+                    if e.single() {
+                        let (y, dresidual) = (y.unwrap_or(dy), dresidual.unwrap_or(dx));
+                        return e.map::<$t, _, 3, 2, 5, 2>(op, &[x, dy, y], &[dx, dresidual], band, run);
+                    }
                     match (y, dresidual) {
                         (None, None) => e.map::<$t, _, 2, 2, 5, 1>(op, &[x, dy], &[dx], band, run),
                         (None, Some(dr)) => e.map::<$t, _, 2, 2, 5, 2>(op, &[x, dy], &[dx, dr], band, run),
@@ -169,6 +178,10 @@ macro_rules! stages {
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
+                    if e.single() {
+                        let (y, dresidual) = (y.unwrap_or(dy), dresidual.unwrap_or(dx));
+                        return e.map::<$t, _, 2, 1, 1, 2>(op, &[dy, y], &[dx, dresidual], band, run);
+                    }
                     match (y, dresidual) {
                         (None, None) => e.map::<$t, _, 1, 1, 1, 1>(op, &[dy], &[dx], band, run),
                         (None, Some(dr)) => e.map::<$t, _, 1, 1, 1, 2>(op, &[dy], &[dx, dr], band, run),

@@ -90,7 +90,7 @@ macro_rules! map {
                 $formula
             }
             #[inline(always)]
-            fn join<R: Real>(_: [R; $j], result: R) -> R {
+            fn join<R: Real>(&self, _: [R; $j], result: R) -> R {
                 result
             }
             #[inline(always)]

@@ -32,6 +32,8 @@ pub(crate) struct GradientSums<'a> {
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,
+    /// Whether the third sum is wanted, where there is one.
+    pub(crate) measure: bool,
     /// μ of a channel.
     pub(crate) centre: &'a (dyn Fn(usize) -> f64 + Sync),
 }
@@ -41,7 +43,6 @@ macro_rules! reduction {
         impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_> {
             const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
-            const ZERO_AT_PIVOT: bool = $n == 2;
             const PASSES: usize = 1;
 
             /// What undoes the activation, and the activation.
@@ -69,11 +70,15 @@ macro_rules! reduction {
                 E::Compute::from_f64((self.centre)(channel))
             }
             #[inline(always)]
-            fn good(sums: &[f64; $n], n: f64) -> bool {
+            fn zero_at_pivot(&self) -> bool {
+                $n == 2 || !self.measure
+            }
+            #[inline(always)]
+            fn good(&self, sums: &[f64; $n], n: f64) -> bool {
                 // NaN fails each of them.
                 let mut good = sums[1].abs() >= n * E::Compute::TINY;
-                for s in sums {
-                    good &= s.abs() <= f64::MAX;
+                for i in 0..$n {
+                    good &= sums[i].abs() <= f64::MAX || (i == 2 && !self.measure);
                 }
                 good
             }

@@ -27,8 +27,6 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     const PIVOT_PER_CELL: bool;
     /// The value (of the `J`) that the pivot is a mean of.
     const PIVOT_OF: usize;
-    /// Whether an element that equals the pivot adds 0 to every sum.
-    const ZERO_AT_PIVOT: bool;
     /// How often [`Reduction::addends`] goes over a cell when it is done again in f64.
     const PASSES: usize;
 
@@ -44,8 +42,10 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn addends<R: Real>(v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
+    /// Whether an element that equals the pivot adds 0 to every sum.
+    fn zero_at_pivot(&self) -> bool;
     /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.
-    fn good(sums: &[f64; N], n: f64) -> bool;
+    fn good(&self, sums: &[f64; N], n: f64) -> bool;
     /// Where they cannot, a better pivot with which sums in the element's arithmetic may do.
     fn repivot(k: [f64; K], sums: &[f64; N], n: f64) -> Option<E::Compute>;
     /// From sums over a cell to its result.
@@ -79,7 +79,7 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
     /// The formula; in f64 for channels whose constants or results leave the range of f32.
     fn formula<R: Real>(v: [R; J], k: [R; K]) -> R;
     /// What is added to the formula's result: a residual.
-    fn join<R: Real>(v: [R; J], result: R) -> R;
+    fn join<R: Real>(&self, v: [R; J], result: R) -> R;
     /// Whether a sum that is not finite is to be made again in f64, for the sake of what follows it or
     /// of terms that cancel.
     fn checked(&self) -> bool;

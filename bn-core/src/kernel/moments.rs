@@ -27,7 +27,6 @@ pub(crate) struct MomentSums;
 impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     const PIVOT_PER_CELL: bool = true;
     const PIVOT_OF: usize = 0;
-    const ZERO_AT_PIVOT: bool = true;
     const PASSES: usize = 2;
 
     type Ready<R: Real> = ();
@@ -52,7 +51,11 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         E::Compute::ZERO
     }
     #[inline(always)]
-    fn good(&[s, q]: &[f64; 2], n: f64) -> bool {
+    fn zero_at_pivot(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn good(&self, &[s, q]: &[f64; 2], n: f64) -> bool {
         // NaN fails each of them.
         let m2 = q - s * (s / n);
         2.0 * m2 >= q && q >= n * E::Compute::TINY && q <= f64::MAX

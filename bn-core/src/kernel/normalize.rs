@@ -17,7 +17,7 @@
 use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar};
+use crate::lanes::{Base, Lanes, Real, Scalar};
 
 /// Mean, scale and shift of a channel in f64, and whether f32 arithmetic is safe there.
 ///
@@ -47,6 +47,8 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
 #[derive(Clone, Copy)]
 pub(crate) struct Normalize<'a, const PLAIN: bool> {
     pub(crate) activation: Rectifier,
+    /// Whether the second input counts, where there is one.
+    pub(crate) residual: bool,
     /// The constants of a channel.
     pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<3> + Sync),
 }
@@ -73,12 +75,13 @@ macro_rules! map {
                 (v[0] - mean) * scale + shift
             }
             #[inline(always)]
-            fn join<R: Real>($v: [R; $i], $z: R) -> R {
-                $join
+            fn join<R: Real>(&self, $v: [R; $i], $z: R) -> R {
+                // Vectors come without the second input where it does not count.
+                if Base::SINGLE && !self.residual { $z } else { $join }
             }
             #[inline(always)]
             fn checked(&self) -> bool {
-                $i == 2 || (!PLAIN && self.activation.shrinks())
+                ($i == 2 && self.residual) || (!PLAIN && self.activation.shrinks())
             }
             #[inline(always)]
             fn outputs<R: Real>(ready: &Rectify<R>, _: [R; $i], sum: R) -> [R; 1] {
@@ -91,7 +94,7 @@ macro_rules! map {
 impl<'a> Normalize<'a, false> {
     /// The same without an activation.
     pub(crate) fn plain(&self) -> Normalize<'a, true> {
-        Normalize { activation: self.activation, coefficients: self.coefficients }
+        Normalize { activation: self.activation, residual: self.residual, coefficients: self.coefficients }
     }
 }
 

@@ -3,7 +3,7 @@
 //! A [`Lanes`] value is a token: holding one proves that the CPU has the instructions behind it.
 //! Its two vector types have the same number of lanes on every ISA (16 of f32, 8 of f64): the
 //! contract on bits is written in virtual lanes, and each ISA spreads them over the registers it has,
-//! or takes them one by one ([`single`]).
+//! or has a walker of its own that takes elements one by one ([`single`]).
 //!
 //! Every operation is one IEEE operation per lane. There is no fused multiply-add, no reduction
 //! across lanes other than [`Vector::to_f64s`] with its fixed order, and no min, max, reciprocal or
@@ -45,17 +45,12 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Vectors of a row (1, 2 or 4) that sums take side by side: as many as the registers hold sums for. It
     /// changes no bit.
     const ABREAST: usize = 1;
-    /// Whether a vector holds one lane at a time.
+    /// Whether vectors are of one lane.
     const SINGLE: bool = false;
     /// 16 lanes of f32.
     type F32: Vector<Scalar = f32, Token = Self, Wide = Self::F64>;
     /// 8 lanes of f64.
     type F64: Vector<Scalar = f64, Token = Self, Wide = Self::F64>;
-    /// Chooses the lane, where a vector holds one.
-    #[inline(always)]
-    fn lane(self, _: usize) -> Self {
-        self
-    }
     /// Runs a task in a function of its own: for loops that need the registers to themselves.
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {

@@ -4,6 +4,7 @@ pub(crate) mod grid;
 pub(crate) mod nchw;
 pub(crate) mod nhwc;
 mod run;
+pub(crate) mod scalar;
 
 use crate::element::{Element, sealed::Storage};
 use crate::kernel::Reduction;
@@ -75,6 +76,35 @@ impl<E: Element> Place<E> {
                 Place { inner: batch, run, step: inner, contiguous: dense, ..place }
             }
         }
+    }
+
+    /// The same for [`scalar`], by strides alone.
+    pub(crate) fn single(ptr: *mut E, shape: &Shape, grid: &Grid, stride: Stride) -> Self {
+        let Stride { batch, inner } = stride;
+        // Items are images, or the positions of all images; in `run` is the step from channel to channel, in `step` that
+        // from position to position.
+        let place = Place { ptr, batch, inner: batch, per_image: 0, run: inner, step: 1, contiguous: true };
+        match (*grid, shape.layout()) {
+            (_, Layout::Nchw) => place,
+            (Grid::Rows(_), Layout::Nhwc) if shape.channels() > 1 => {
+                let inner = if shape.spatial() == 1 { batch } else { inner };
+                let even = shape.batch() == 1 || shape.spatial() == 1 || batch == shape.spatial() * inner;
+                Place { inner, per_image: if even { 0 } else { shape.spatial() }, run: 1, ..place }
+            }
+            (_, Layout::Nhwc) => Place { run: 1, step: inner, ..place },
+        }
+    }
+
+    /// Goes to a channel; for [`scalar`].
+    #[inline(always)]
+    fn seek(&mut self, channel: usize) {
+        self.ptr = self.ptr.wrapping_add(channel * self.run);
+    }
+
+    /// Where an element of the channel is; for [`scalar`].
+    #[inline(always)]
+    fn at(&self, item: usize, position: usize) -> *mut E {
+        self.row(item).wrapping_add(position * self.step)
     }
 
     /// Whether both are the same operand.
@@ -355,6 +385,15 @@ unsafe fn stream_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to
     }
 }
 
+/// The first lane of a vector, which may be its only one.
+#[inline(always)]
+fn first<V: Vector>(v: V) -> V::Scalar {
+    let mut lanes = [V::Scalar::ZERO; MOST_LANES];
+    // SAFETY: no vector has more.
+    unsafe { v.store(lanes.as_mut_ptr()) };
+    lanes[0]
+}
+
 /// One vector of each constant.
 #[inline(always)]
 fn splat_all<V: Vector, const K: usize>(token: V::Token, k: &[V::Scalar; K]) -> [V; K] {
@@ -451,10 +490,7 @@ where
     // SAFETY: by the caller.
     let v = R::values(&op.ready(lane), unsafe { load_all(lane, from, i) });
     for j in 0..J {
-        let mut value = Compute::<E>::ZERO;
-        // SAFETY: of a vector of one.
-        unsafe { v[j].store(&mut value) };
-        x[j] = value.to_f64();
+        x[j] = first(v[j]).to_f64();
     }
     x
 }

@@ -108,41 +108,27 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                         unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
                     for p in p0..p1 {
                         let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of) };
-                        for lane in 0..if L::SINGLE { lanes_of } else { 1 } {
-                            let lanes = lanes.lane(lane);
-                            let ready = if L::SINGLE { op.ready(lanes) } else { ready };
-                            let k = splat_all::<Vec<E, L>, K>(lanes, constants);
-                            let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
-                            if v > v0 {
-                                for n in 0..N {
-                                    // SAFETY: N vectors per channel were carved; the block's first visit
-                                    // has written them.
-                                    acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
-                                }
-                            }
-                            // SAFETY: the visit's images and the piece are inside the geometry.
-                            acc = unsafe {
-                                sum_piece::<L, E, R, I, J, K, N>(
-                                    lanes, &ready, geo, from, visit, channel, strip, &k, acc, stage,
-                                )
-                            };
+                        let k = splat_all::<Vec<E, L>, K>(lanes, constants);
+                        let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
+                        if v > v0 {
                             for n in 0..N {
-                                if L::SINGLE || v + 1 < v1 {
-                                    // SAFETY: as for the load above.
-                                    unsafe { acc[n].store(sums.add(n * lanes_of)) };
-                                } else {
-                                    result[n] += acc[n].sum_f64();
-                                }
+                                // SAFETY: N vectors per channel were carved; the block's first visit
+                                // has written them.
+                                acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
                             }
                         }
-                        if L::SINGLE && v + 1 == v1 {
-                            for n in 0..N {
-                                let mut wide = [0.0; MOST_LANES];
-                                for lane in 0..lanes_of {
-                                    // SAFETY: as above; all lanes have been written.
-                                    wide[lane] = unsafe { *sums.add(n * lanes_of + lane) }.to_f64();
-                                }
-                                result[n] += tree(wide);
+                        // SAFETY: the visit's images and the piece are inside the geometry.
+                        acc = unsafe {
+                            sum_piece::<L, E, R, I, J, K, N>(
+                                lanes, &ready, geo, from, visit, channel, strip, &k, acc, stage,
+                            )
+                        };
+                        for n in 0..N {
+                            if v + 1 < v1 {
+                                // SAFETY: as for the load above.
+                                unsafe { acc[n].store(sums.add(n * lanes_of)) };
+                            } else {
+                                result[n] += acc[n].sum_f64();
                             }
                         }
                     }
@@ -155,7 +141,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             // SAFETY: c < width, the length of both.
             let (sums, k) = unsafe { (&*results.add(c), &mut *constants.add(c)) };
             if attempt == 0
-                && !R::good(sums, n as f64)
+                && !op.good(sums, n as f64)
                 && let Some(better) = R::repivot(k.map(|k| k.to_f64()), sums, n as f64)
             {
                 k[0] = better;
@@ -169,7 +155,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     for c in 0..width {
         // SAFETY: c < width, the length of both.
         let (sums, k) = unsafe { (*results.add(c), (*constants.add(c)).map(|k| k.to_f64())) };
-        let result = if R::good(&sums, n as f64) {
+        let result = if op.good(&sums, n as f64) {
             R::settle(k, sums, per_n)
         } else {
             // SAFETY: the cell is inside the geometry.
@@ -209,7 +195,7 @@ where
         if geo.spanning {
             let (range, mut chain) = (first, zero);
             let at = |t: usize| [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
-            if !L::SINGLE && visit.count == 4 {
+            if visit.count == 4 {
                 // Each image has loads of its own, here and below: prefetchers learn by instruction (planes of 7×7
                 // were read at half the speed).
                 chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(0), range, k, [chain])[0];
@@ -227,7 +213,7 @@ where
             let range = if run == 0 { first } else { Range::of_run(geo, piece, runs, run, lanes_of) };
             let at = |t: usize| Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage);
             // What is staged goes one by one.
-            if L::SINGLE || visit.count < 4 || !stage.is_null() {
+            if visit.count < 4 || !stage.is_null() {
                 for t in 0..visit.count {
                     acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, k, [zero])[0]);
                 }
@@ -430,7 +416,7 @@ where
     let (first, end) = geo.blocks(g);
     let mut total = [0.0; N];
     // One more pass, if that may save the others: whether every element is the pivot.
-    for pass in if R::ZERO_AT_PIVOT { 0 } else { 1 }..=R::PASSES {
+    for pass in if op.zero_at_pivot() { 0 } else { 1 }..=R::PASSES {
         let (kl, mut sums, mut same) = (k.map(|k| [k; MOST_LANES]), [[0.0; MOST_LANES]; N], pass == 0);
         'cell: for block in first..end {
             let piece = geo.piece(rem(block, geo.pieces), lanes_of);

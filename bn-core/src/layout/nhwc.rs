@@ -179,7 +179,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             }
             good = true;
             for c in 0..count {
-                good &= R::good(&t.sums(c), n);
+                good &= op.good(&t.sums(c), n);
             }
             // A second time if pivots turn out to be far from the means.
             if good || !R::PIVOT_PER_CELL || attempt == 1 {
@@ -188,7 +188,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             let mut far = false;
             for c in 0..count {
                 let (k, sums) = (t.constants(seg, c * geo.adjacent).map(|k| k.to_f64()), t.sums(c));
-                if !R::good(&sums, n)
+                if !op.good(&sums, n)
                     && let Some(better) = R::repivot(k, &sums, n)
                 {
                     t.set_constant(geo, seg, c, 0, better);
@@ -210,7 +210,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         if !good {
             let mut good = [true; MOST_LANES];
             for l in 0..(group.end - group.first).min(MOST_LANES) {
-                good[l] = R::good(&sums[l], n);
+                good[l] = op.good(&sums[l], n);
             }
             if good.contains(&false) {
                 // SAFETY: as above.
@@ -397,7 +397,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
 {
     let lanes_of = <Vec<E, L>>::WIDTH;
     // Rows of consecutive visits are evenly spaced, unless images are not.
-    let mut even = stage.is_null() && !L::SINGLE;
+    let mut even = stage.is_null();
     for place in from {
         even &= place.per_image == 0;
     }
@@ -412,7 +412,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
         let mut v = v0;
         while v < v1 {
             let visit = geo.visits.get(v);
-            if !L::SINGLE && visit.count == 4 && stage.is_null() {
+            if visit.count == 4 && stage.is_null() {
                 let mut rows = [[core::ptr::null(); I]; 4];
                 for t in 0..4 {
                     rows[t] = Place::rows_of(from, geo, visit.item(t), seg.start, seg.width, stage);
@@ -816,7 +816,7 @@ where
     let mut all = [([0.0; K], [0.0; N]); MOST_LANES];
     let mut k = *k;
     // Constant channels are frequent (dead ones, say), and found faster than summed.
-    let mut same = good.map(|good| !good && R::ZERO_AT_PIVOT);
+    let mut same = good.map(|good| !good && op.zero_at_pivot());
     // SAFETY: rows of the cell.
     let mut left = unsafe { compare_rows(op, geo, from, channels, rest, &k, &mut same) };
     for v in v0..v1 {

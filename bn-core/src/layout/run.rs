@@ -6,7 +6,7 @@
 //! compiler kept its vectors in memory, and it ran at two thirds of the speed in cache.
 
 use super::grid::{div, rem};
-use super::{Compute, Vec, load_all, load_table, splat_all, store_all, stream_all};
+use super::{Compute, Vec, first, load_all, load_table, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map};
@@ -121,7 +121,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         let lanes_of = <Vec<E, L>>::WIDTH;
         // SAFETY: the vectors lie in the run.
         unsafe {
-            if L::SINGLE || self.width < lanes_of {
+            if self.width < lanes_of {
                 return self.one_by_one::<M, J, K>(op, k, 0, self.width);
             }
             // The last vector overlaps its neighbour: it is read before anything is written, as the output
@@ -159,7 +159,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 let check = op.checked() || !k.safe;
                 let constants = load::<L, E, K>(lanes, k, k.offset(last));
                 let v = M::before(ready, tail);
-                let sum = M::join(v, M::formula(v, constants));
+                let sum = op.join(v, M::formula(v, constants));
                 if check && !<Vec<E, L>>::all(sum.finite()) {
                     self.one_by_one::<M, J, K>(op, k, at, self.width);
                 } else {
@@ -240,7 +240,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     let mut s = 0;
                     while s < S {
                         let v = M::before(ready, load_all(lanes, &self.from, at + s * far));
-                        let sum = M::join(v, M::formula(v, constants));
+                        let sum = op.join(v, M::formula(v, constants));
                         if check && !<Vec<E, L>>::all(sum.finite()) {
                             return at;
                         }
@@ -284,7 +284,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             unsafe {
                 let constants = load_table::<Single, E, K>(lane, k.at.add(offset), k.apart);
                 let v = M::before(&ready, load_all(lane, &self.from, e));
-                let sum = M::join(v, M::formula(v, constants));
+                let sum = op.join(v, M::formula(v, constants));
                 let mut y = M::outputs(&ready, v, sum);
                 if check && !One::<E>::all(sum.finite()) {
                     let channel = k.first + rem(div(offset, k.adjacent), k.count);
@@ -318,7 +318,7 @@ unsafe fn load<L: Lanes, E: Element, const K: usize>(lanes: L, k: &Constants<E, 
 /// An element whose sum is not finite, again: in f64 where its constants ask for that, or what follows the sum.
 #[cold]
 #[inline(never)]
-fn in_f64<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+pub(super) fn in_f64<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     op: &M,
     v: [One<E>; J],
     mut y: [One<E>; O],
@@ -332,18 +332,15 @@ where
     let lane = Single::BASE;
     let mut x = [0.0; J];
     for j in 0..J {
-        let mut value = Compute::<E>::ZERO;
-        // SAFETY: a vector of one.
-        unsafe { v[j].store(&mut value) };
-        x[j] = value.to_f64();
+        x[j] = first(v[j]).to_f64();
     }
     let z = M::formula(x, k.wide);
     if !k.safe {
-        sum = M::join(v, One::<E>::constant(lane, z));
+        sum = op.join(v, One::<E>::constant(lane, z));
         y = M::outputs(&op.ready(lane), v, sum);
     }
     if op.checked() && !One::<E>::all(sum.finite()) {
-        y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, M::join(x, z))[0]);
+        y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, op.join(x, z))[0]);
     }
     y
 }

@@ -2,7 +2,7 @@
 
 use crate::view;
 use bn_core::{
-    Affine, BackwardInput, BatchNorm, Element, Error, Executor, Gradients, Moments, Op, Run, Statistics, Strides,
+    Affine, BackwardInput, BatchNorm, Element, Error, Executor, Gradients, Moments, Op, Run, Shape, Statistics, Strides,
     Variance, moments_to_mean_var,
 };
 use bn_std::Rayon;
@@ -98,9 +98,9 @@ fn forward<T: Float>(
     let (order, x) = view::ordered(x);
     let layout = x.layout();
     let strides = Strides { x: view::stride(order, layout).unwrap_or_default(), ..Strides::DENSE };
-    let bn = BatchNorm::new(view::shape(order, layout.shape())?, epsilon)?.with_strides(strides)?;
+    let bn = BatchNorm::new(Shape::from_dims(order, layout.shape())?, epsilon)?.with_strides(strides)?;
     // SAFETY: bn-core initialises all of y, or fails.
-    let y = unsafe { filled(bn.shape().len(), |y| write(&bn, view::span(x.storage(), layout), y))? };
+    let y = unsafe { filled(bn.shape().len(), |y| write(&bn, view::span(x.storage(), order, layout)?, y))? };
     Ok(tensor(y, view::channels_second(order, layout.shape())))
 }
 
@@ -139,7 +139,7 @@ fn gradients<T: Float>(
     let stride = |t: &FlexTensor| view::stride(order, t.layout()).unwrap_or_default();
     let strides = Strides { x: stride(&x), dy: stride(&dy), ..Strides::DENSE };
     let dims = x.layout().shape();
-    let bn = BatchNorm::<T>::new(view::shape(order, dims)?, epsilon)?.with_strides(strides)?;
+    let bn = BatchNorm::<T>::new(Shape::from_dims(order, dims)?, epsilon)?.with_strides(strides)?;
 
     let gamma = values::<T>(gamma);
     let (batch, mean, var) = match kept {
@@ -148,9 +148,9 @@ fn gradients<T: Float>(
     };
     let (mean, var) = (&mean[..], &var[..]);
     let input = BackwardInput {
-        x: view::span(x.storage(), x.layout()),
+        x: view::span(x.storage(), order, x.layout())?,
         y: None,
-        dy: view::span(dy.storage(), dy.layout()),
+        dy: view::span(dy.storage(), order, dy.layout())?,
         gamma: Some(&gamma),
         // What the tensors' type has cost the mean is put right in the pass for the sums.
         statistics: if batch { Statistics::Rounded { mean, var } } else { Statistics::Running { mean, var } },

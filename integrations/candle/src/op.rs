@@ -125,7 +125,7 @@ impl<T: Float> BatchNormOp<T> {
     fn forward(&self, x: &CpuStorage, layout: &Layout, affine: Affine<'_, T::Param>) -> Result<(CpuStorage, Shape)> {
         let stride = view::stride(self.order, layout).ok_or(Error::RequiresContiguous { op: NAME })?;
         let bn = self.plan(layout.dims())?.with_strides(Strides { x: stride, ..Strides::DENSE }).map_err(wrap)?;
-        let x = view::span(T::cpu_storage_as_slice(x)?, layout);
+        let x = view::span(T::cpu_storage_as_slice(x)?, self.order, layout)?;
         let write = |y: &mut [MaybeUninit<T>]| match &self.kept {
             Kept::Batch(kept) => {
                 let mut moments = vec![Moments::EMPTY; bn.shape().channels()];
@@ -163,9 +163,9 @@ impl<T: Float> BatchNormOp<T> {
         let dx = {
             let ((x, x_layout), (dy, dy_layout)) = (x.storage_and_layout(), dy.storage_and_layout());
             let input = BackwardInput {
-                x: view::span(slice(&x)?, x_layout),
+                x: view::span(slice(&x)?, self.order, x_layout)?,
                 y: None,
-                dy: view::span(slice(&dy)?, dy_layout),
+                dy: view::span(slice(&dy)?, self.order, dy_layout)?,
                 gamma: gamma.as_deref(),
                 statistics: match &self.kept {
                     Kept::Batch(moments) => Statistics::Batch(moments.get().map_or(&[], Vec::as_slice)),

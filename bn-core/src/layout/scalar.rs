@@ -1,0 +1,464 @@
+//! Walks both geometries one element at a time, channel by channel: bare metal without vectors, where code and
+//! stack have to be small. The same additions in the same order as in [`super::nchw`] and [`super::nhwc`], without
+//! tables and staging.
+//!
+//! ```text
+//! naive:  for each cell, for each (virtual) lane { for each element { sums += addends(element) } }
+//! ```
+
+use super::grid::{CHAIN, Grid, Planes, ROW_CHAIN, Rows, SAMPLES, div, part, rem};
+use super::run::in_f64;
+use super::{Channels, Compute, Emit, Place, Vec, first, load_all, splat_all};
+use crate::element::Element;
+use crate::kernel::{Map, Reduction};
+use crate::lanes::{Scalar, Vector, single::Single};
+
+type One<E> = Vec<E, Single>;
+
+const LANE: Single = Single::BASE;
+
+/// The results of cell `g` for a range of channels.
+///
+/// # Safety
+/// Every place is valid for reading the whole tensor.
+#[inline(always)]
+pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    grid: &Grid,
+    from: &[Place<E>; I],
+    channels: Channels,
+    g: usize,
+    emit: &mut Emit<'_, K, N>,
+) where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    for channel in channels.first..channels.end {
+        let mut of = *from;
+        for place in &mut of {
+            place.seek(channel);
+        }
+        // SAFETY: by the caller.
+        let (k, result) = unsafe { cell(op, grid, &of, channel, g) };
+        emit(channel, result, k);
+    }
+}
+
+/// The result of a channel in a cell, and the constants that its sums are about.
+///
+/// # Safety
+/// As for [`reduce`]; the places are those of the channel.
+#[inline(never)]
+unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    op: &R,
+    grid: &Grid,
+    from: &[Place<E>; I],
+    channel: usize,
+    g: usize,
+) -> ([f64; K], [f64; N])
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let lanes = Compute::<E>::LANES;
+    let n = grid.count(g, lanes);
+    let mut sums = Sums::<E, R, I, J, K, N> {
+        op,
+        from,
+        tree: matches!(grid, Grid::Planes(_)),
+        exact: false,
+        narrow: [Compute::<E>::ZERO; K],
+        k: [0.0; K],
+        chain: [Compute::<E>::ZERO; N],
+        sum: [Compute::<E>::ZERO; N],
+        wide: [0.0; N],
+        parts: [[0.0; N]; PARTS],
+        result: [0.0; N],
+        same: true,
+    };
+    for i in 1..K {
+        sums.narrow[i] = op.constant(channel, i);
+    }
+    if op.pivots() {
+        sums.narrow[0] = sums.pivot(grid, g);
+    }
+    // A second time if the pivot turns out to be far from the mean; then in f64, if nothing else will do.
+    for attempt in 0..2 {
+        for i in 0..K {
+            sums.k[i] = sums.narrow[i].to_f64();
+        }
+        sums.result = [0.0; N];
+        walk(grid, lanes, g, false, &mut sums);
+        if op.good(&sums.result, n as f64) {
+            return (sums.k, R::settle(sums.k, sums.result, 1.0 / n as f64));
+        }
+        match R::repivot(sums.k, &sums.result, n as f64) {
+            Some(better) if attempt == 0 => sums.narrow[0] = better,
+            _ => break,
+        }
+    }
+    let per_n = 1.0 / n as f64;
+    sums.exact = true;
+    for pass in 0..R::PASSES {
+        (sums.result, sums.same) = ([0.0; N], true);
+        walk(grid, lanes, g, true, &mut sums);
+        if pass == 0 && op.zero_at_pivot() && sums.same {
+            // Beside an infinite value the sums would be 0·∞.
+            sums.result = [0.0; N];
+            break;
+        }
+        if pass + 1 < R::PASSES {
+            sums.k = R::recentre(sums.k, sums.result, per_n);
+        }
+    }
+    (sums.k, R::settle(sums.k, sums.result, per_n))
+}
+
+/// What a walk comes by. Not a type parameter of the walk, or there would be a copy of it for each kind of sums.
+trait Visitor {
+    /// An element: of which image or row, and its position there.
+    fn element(&mut self, item: usize, position: usize);
+    /// An element of the rows left over.
+    fn rest(&mut self, item: usize, position: usize);
+    /// The end of a first-level sum.
+    fn end_chain(&mut self);
+    /// The end of the second-level sum of this lane, by its place in the order of [`walk`].
+    fn end_lane(&mut self, i: usize, lanes: usize);
+    /// The end of all lanes.
+    fn end_lanes(&mut self);
+}
+
+/// Shows the elements of a channel in cell `g` to a visitor, in the order that they are added in; if `exact` in that
+/// of the sums in f64, which have no levels.
+#[inline(never)]
+fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) {
+    match grid {
+        Grid::Planes(geo) => {
+            let (first, end) = geo.blocks(g);
+            // Blocks and their lanes, or lanes and their blocks.
+            let (outer, inner) = if exact { (lanes, end - first) } else { (end - first, lanes) };
+            for i in 0..outer {
+                for j in 0..inner {
+                    let (lane, block) = if exact { (i, first + j) } else { (j, first + i) };
+                    plane_lane(geo, lanes, block, lane, to);
+                    if !exact {
+                        to.end_lane(lane, lanes);
+                    }
+                }
+                if exact {
+                    to.end_lane(i, lanes);
+                } else {
+                    to.end_lanes();
+                }
+            }
+            if exact {
+                to.end_lanes();
+            }
+        }
+        Grid::Rows(geo) => {
+            if exact {
+                let (v0, v1) = geo.cell_visits(g);
+                for v in v0..v1 {
+                    let visit = geo.visits.get(v);
+                    for t in 0..visit.count {
+                        for f in 0..geo.fold {
+                            for a in 0..geo.adjacent {
+                                to.element(visit.item(t) * geo.fold + f, a);
+                            }
+                        }
+                    }
+                }
+                to.end_lane(0, 1);
+                to.end_lanes();
+            } else {
+                for f in 0..geo.fold {
+                    for a in 0..geo.adjacent {
+                        row_lane(geo, g, f, a, to);
+                        to.end_lanes();
+                    }
+                }
+            }
+            for row in 0..geo.rest_of(g) {
+                for a in 0..geo.adjacent {
+                    to.rest(geo.folded * geo.fold + row, a);
+                }
+            }
+        }
+    }
+}
+
+/// One lane of a block of planes: number `i` in the order in which a tree of them is added up in a few sums.
+fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, to: &mut dyn Visitor) {
+    let lane = (i.reverse_bits() >> 1) >> (usize::BITS - 1 - lanes.trailing_zeros());
+    let piece = geo.piece(rem(block, geo.pieces), lanes);
+    let (v0, v1) = geo.block_visits(div(block, geo.pieces));
+    let whole = div(geo.positions, lanes);
+    let runs = if geo.spanning { 1 } else { piece.vectors.div_ceil(CHAIN) };
+    for v in v0..v1 {
+        let visit = geo.visits.get(v);
+        for run in 0..runs {
+            let (from, end) = (part(piece.vectors, runs, run), part(piece.vectors, runs, run + 1));
+            for t in 0..visit.count {
+                for vector in piece.first + from..piece.first + end {
+                    // The last vector overlaps its neighbour, if it is not whole.
+                    let last = geo.positions - lanes + lane;
+                    if vector < whole {
+                        to.element(visit.item(t), vector * lanes + lane);
+                    } else if last >= whole * lanes {
+                        to.element(visit.item(t), last);
+                    }
+                }
+                if !geo.spanning {
+                    to.end_chain();
+                }
+            }
+            if geo.spanning {
+                to.end_chain();
+            }
+        }
+    }
+}
+
+/// One virtual channel of a cell of rows.
+fn row_lane(geo: &Rows, g: usize, f: usize, a: usize, to: &mut dyn Visitor) {
+    let (first, end) = geo.cell_blocks(g);
+    for block in first..end {
+        let (v0, v1) = geo.block_visits(block);
+        for v in v0..v1 {
+            let visit = geo.visits.get(v);
+            for t in 0..visit.count {
+                to.element(visit.item(t) * geo.fold + f, a);
+            }
+            if rem(v - v0, ROW_CHAIN) + 1 == ROW_CHAIN || v + 1 == v1 {
+                to.end_chain();
+            }
+        }
+        to.end_lane(0, 1);
+    }
+}
+
+/// Levels of the tree of all lanes.
+const PARTS: usize = super::MOST_LANES.trailing_zeros() as usize + 1;
+
+/// The sums of a channel.
+struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, const N: usize> {
+    op: &'a R,
+    from: &'a [Place<E>; I],
+    /// Whether lanes are added up in a tree, or one after the other.
+    tree: bool,
+    /// Whether all is done in f64.
+    exact: bool,
+    narrow: [Compute<E>; K],
+    k: [f64; K],
+    chain: [Compute<E>; N],
+    sum: [Compute<E>; N],
+    wide: [f64; N],
+    /// Sums of 1, 2, 4, … lanes that wait for their like; the last one is that of all.
+    parts: [[f64; N]; PARTS],
+    result: [f64; N],
+    /// Whether all elements so far are the pivot.
+    same: bool,
+}
+
+impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Sums<'_, E, R, I, J, K, N>
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    /// The values of an element.
+    #[inline(never)]
+    fn values(&self, item: usize, position: usize) -> [One<E>; J] {
+        let mut at = [core::ptr::null(); I];
+        for i in 0..I {
+            at[i] = self.from[i].at(item, position).cast_const();
+        }
+        // SAFETY: `reduce`'s caller vouches for the places, the geometry for the element.
+        R::values(&self.op.ready(LANE), unsafe { load_all(LANE, &at, 0) })
+    }
+
+    /// What an element adds, in f64.
+    fn exactly(&mut self, item: usize, position: usize) -> [f64; N] {
+        let (v, mut x) = (self.values(item, position), [0.0; J]);
+        for j in 0..J {
+            x[j] = first(v[j]).to_f64();
+        }
+        self.same &= x[R::PIVOT_OF] == self.k[0];
+        R::addends(x, self.k)
+    }
+
+    /// The pivot, in the element's arithmetic; 0 where it overflows.
+    fn pivot(&self, grid: &Grid, g: usize) -> Compute<E> {
+        let lanes = Compute::<E>::LANES;
+        let zero = Compute::<E>::ZERO;
+        let mut v = [zero; SAMPLES];
+        let (visits, blocks) = match grid {
+            Grid::Planes(geo) => {
+                ((0, 1), if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) })
+            }
+            Grid::Rows(geo) => (if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) }, (0, 0)),
+        };
+        let mut samples = SAMPLES;
+        for i in 0..SAMPLES {
+            let (item, position) = match grid {
+                Grid::Planes(geo) => geo.sample(i, blocks.0, blocks.1, lanes),
+                Grid::Rows(geo) if visits.0 < visits.1 => (geo.visits.sample(i, visits.0, visits.1) * geo.fold, 0),
+                // The first value, where all there is are rows left over.
+                Grid::Rows(geo) if geo.rest > 0 => (geo.folded * geo.fold, 0),
+                Grid::Rows(_) => return zero,
+            };
+            v[i] = first(self.values(item, position)[R::PIVOT_OF]);
+            if visits.0 == visits.1 {
+                samples = 1;
+                break;
+            }
+        }
+        let base = v[0];
+        for v in &mut v {
+            *v = *v - base;
+        }
+        let mut k = base;
+        if samples > 1 {
+            let mut distance = zero;
+            if self.tree {
+                let mut half = SAMPLES / 2;
+                while half > 0 {
+                    for i in 0..half {
+                        v[i] = v[i] + v[i + half];
+                    }
+                    half /= 2;
+                }
+                distance = v[0];
+            } else {
+                for v in v {
+                    distance = distance + v;
+                }
+            }
+            k = base + distance * Compute::<E>::PER_SAMPLE;
+        }
+        if k.to_f64().is_finite() { k } else { zero }
+    }
+}
+
+impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Visitor for Sums<'_, E, R, I, J, K, N>
+where
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    fn element(&mut self, item: usize, position: usize) {
+        if self.exact {
+            let a = self.exactly(item, position);
+            for n in 0..N {
+                self.wide[n] += a[n];
+            }
+        } else {
+            let a = R::addends(self.values(item, position), splat_all(LANE, &self.narrow));
+            for n in 0..N {
+                self.chain[n] = self.chain[n] + first(a[n]);
+            }
+        }
+    }
+
+    fn rest(&mut self, item: usize, position: usize) {
+        let a = self.exactly(item, position);
+        for n in 0..N {
+            self.result[n] += a[n];
+        }
+    }
+
+    fn end_chain(&mut self) {
+        for n in 0..N {
+            self.sum[n] = self.sum[n] + self.chain[n];
+            self.chain[n] = Compute::<E>::ZERO;
+        }
+    }
+
+    fn end_lane(&mut self, i: usize, lanes: usize) {
+        let root = PARTS - 1;
+        for n in 0..N {
+            let mut sum = if self.exact { self.wide[n] } else { self.sum[n].to_f64() };
+            (self.wide[n], self.sum[n]) = (0.0, Compute::<E>::ZERO);
+            let mut level = 0;
+            while level < root && (i >> level) & 1 == 1 {
+                sum = self.parts[level][n] + sum;
+                level += 1;
+            }
+            if i + 1 < lanes {
+                self.parts[level.min(root)][n] = sum;
+            } else {
+                self.parts[root][n] += sum;
+            }
+        }
+    }
+
+    fn end_lanes(&mut self) {
+        for n in 0..N {
+            self.result[n] += self.parts[PARTS - 1][n];
+            self.parts[PARTS - 1][n] = 0.0;
+        }
+    }
+}
+
+/// Channels whose constants are kept at once: rows of them lie side by side.
+const KEPT: usize = 8;
+
+/// Maps positions `positions` of images, or rows, `items` of a range of channels.
+///
+/// # Safety
+/// The inputs are valid for reading and the outputs for writing the whole tensor; an output either is one of the
+/// inputs or overlaps none.
+#[inline(always)]
+pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    op: &M,
+    from: &[Place<E>; I],
+    to: &[Place<E>; O],
+    channels: Channels,
+    items: (usize, usize),
+    positions: (usize, usize),
+) where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    let ready = op.ready::<One<E>>(LANE);
+    let mut first = channels.first;
+    while first < channels.end {
+        let count = KEPT.min(channels.end - first);
+        let (mut table, mut check) = ([[Compute::<E>::ZERO; K]; KEPT], op.checked());
+        for c in 0..count {
+            let k = op.coefficients(first + c);
+            check |= !k.safe;
+            for i in 0..K {
+                table[c][i] = Compute::<E>::from_f64(if k.safe { k.narrow[i] } else { f64::NAN });
+            }
+        }
+        for item in items.0..items.1 {
+            for c in 0..count {
+                let (mut x, mut y) = (*from, *to);
+                for place in &mut x {
+                    place.seek(first + c);
+                }
+                for place in &mut y {
+                    place.seek(first + c);
+                }
+                for position in positions.0..positions.1 {
+                    let mut at = [core::ptr::null(); I];
+                    for i in 0..I {
+                        at[i] = x[i].at(item, position).cast_const();
+                    }
+                    // SAFETY: by the caller.
+                    let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
+                    let sum = op.join(v, M::formula(v, splat_all(LANE, &table[c])));
+                    let mut out = M::outputs(&ready, v, sum);
+                    if check && !One::<E>::all(sum.finite()) {
+                        out = in_f64(op, v, out, sum, &op.coefficients(first + c));
+                    }
+                    // The first output last: what is not wanted has its place.
+                    for o in (0..O).rev() {
+                        // SAFETY: by the caller.
+                        unsafe { E::store(out[o], y[o].at(item, position)) };
+                    }
+                }
+            }
+        }
+        first += count;
+    }
+}
