@@ -1,7 +1,7 @@
 //! The activation that a call applies to its result.
 
 use crate::error::Error;
-use crate::lanes::Real;
+use crate::lanes::{Real, Scalar};
 
 /// What is applied to γ·x̂ + β (+ residual).
 ///
@@ -54,35 +54,38 @@ impl Activation {
 
 /// An activation in numbers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rectifier {
+pub(crate) struct Rectifier<S> {
     /// It does nothing.
     pub(crate) plain: bool,
     /// What is below the knee is multiplied by the slope.
     leaky: bool,
-    /// The gradient ends at the ceiling.
-    clamp: bool,
-    slope: f64,
+    slope: S,
     /// Where the gradient begins.
-    knee: f64,
-    floor: f64,
-    ceiling: f64,
+    knee: S,
+    floor: S,
+    ceiling: S,
+    /// The largest y that is below the end of the gradient.
+    end: S,
 }
 
-impl From<Activation> for Rectifier {
+impl<S: Scalar> From<Activation> for Rectifier<S> {
     fn from(activation: Activation) -> Self {
-        const INFINITY: f64 = f64::INFINITY;
-        let (floor, ceiling) = (-INFINITY, INFINITY);
-        let none = Rectifier { plain: false, leaky: false, clamp: false, slope: 0.0, knee: 0.0, floor, ceiling };
+        let (zero, least, most) = (S::ZERO, S::from_f64(-f64::INFINITY), S::from_f64(f64::INFINITY));
+        let none =
+            Rectifier { plain: false, leaky: false, slope: zero, knee: zero, floor: least, ceiling: most, end: most };
         match activation {
-            Activation::Identity => Rectifier { plain: true, leaky: true, slope: 1.0, knee: -INFINITY, ..none },
-            Activation::Relu => Rectifier { floor: 0.0, ..none },
-            Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope, ..none },
-            Activation::Clamp { lo, hi } => Rectifier { clamp: true, knee: lo, floor: lo, ceiling: hi, ..none },
+            Activation::Identity => Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, ..none },
+            Activation::Relu => Rectifier { floor: zero, ..none },
+            Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope: S::from_f64(slope), ..none },
+            Activation::Clamp { lo, hi } => {
+                let (lo, hi) = (S::from_f64(lo), S::from_f64(hi));
+                Rectifier { knee: lo, floor: lo, ceiling: hi, end: hi.next_down(), ..none }
+            }
         }
     }
 }
 
-impl Rectifier {
+impl<S: Scalar> Rectifier<S> {
     /// Whether it may bring a value that has overflowed back.
     pub(crate) fn shrinks(self) -> bool {
         self.leaky && !self.plain
@@ -90,16 +93,28 @@ impl Rectifier {
 
     #[inline(always)]
     pub(crate) fn rectify<R: Real>(self, token: R::Token) -> Rectify<R> {
-        let of = |v| R::constant(token, v);
         Rectify {
-            zero: of(0.0),
-            leaky: of(if self.leaky { 1.0 } else { 0.0 }),
-            slope: of(self.slope),
-            knee: of(self.knee),
-            floor: of(self.floor),
-            ceiling: of(self.ceiling),
-            end: if self.clamp { R::below(token, self.ceiling) } else { of(f64::INFINITY) },
+            zero: R::constant(token, S::ZERO),
+            leaky: R::constant(token, if self.leaky { S::ONE } else { S::ZERO }),
+            slope: R::constant(token, self.slope),
+            knee: R::constant(token, self.knee),
+            floor: R::constant(token, self.floor),
+            ceiling: R::constant(token, self.ceiling),
+            end: R::constant(token, self.end),
         }
+    }
+
+    /// What becomes of z·[`Scalar::BEYOND`], where that is more than the arithmetic holds.
+    pub(crate) fn beyond(self, z: S) -> S {
+        let two = S::ONE + S::ONE;
+        let z = if self.leaky && z < self.knee {
+            // The smaller factor first: it may be subnormal, and z·slope is infinite only if the result is.
+            if self.slope < S::ONE { z * (self.slope * S::UP) * two } else { z * self.slope * S::UP * two }
+        } else {
+            z * S::UP * two
+        };
+        let z = if z < self.floor { self.floor } else { z };
+        if self.ceiling < z { self.ceiling } else { z }
     }
 }
 
@@ -115,7 +130,6 @@ pub(crate) struct Rectify<R> {
     knee: R,
     floor: R,
     ceiling: R,
-    /// The largest y that is below the end of the gradient.
     end: R,
 }
 

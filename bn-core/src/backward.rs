@@ -550,7 +550,7 @@ impl<T: Element> BatchNorm<T> {
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
         let round = |v| T::Param::from_f64(v).to_f64();
         let sink = SumSink { sums, first: band.first, centre, off, measure, round };
-        let (activation, inverse) = (self.activation.into(), view.inverse());
+        let (activation, inverse) = (self.rectifier, view.inverse());
         let op = GradientSums { activation, inverse, pivot, measure, centre };
         // SAFETY: by the caller; sums only read.
         unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), band, &sink, run) }
@@ -583,11 +583,12 @@ impl<T: Element> BatchNorm<T> {
                 }
             }
         })?;
-        let (e, activation, inputs) = (&self.engine, self.activation.into(), view.inputs());
+        let (e, activation, inputs) = (&self.engine, self.rectifier, view.inputs());
         let dx = output.dx.map(|dx| self.place(Operand::Dx, dx));
         let dr = output.dresidual.map(|dr| self.place(Operand::Dresidual, dr));
         let frozen = matches!(statistics, Statistics::Running { .. });
-        let multiply = |s: f64| Coefficients { narrow: [s], wide: [s], safe: factor_is_safe::<T::Param>(s) };
+        let multiply =
+            |s: f64| Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe: factor_is_safe::<T::Param>(s) };
         // SAFETY: by the caller; maps only read from their inputs.
         unsafe {
             match (dx, dr) {
@@ -609,7 +610,12 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    fn apply_coefficients(&self, view: &View<'_, T>, (sums, off): (GradSums, f64), c: usize) -> Coefficients<5> {
+    fn apply_coefficients(
+        &self,
+        view: &View<'_, T>,
+        (sums, off): (GradSums, f64),
+        c: usize,
+    ) -> Coefficients<T::Param, 5> {
         let (n, variance) = (self.count(&view.statistics, c).max(1) as f64, self.variance(&view.statistics, c));
         let sigma2 = variance + self.epsilon;
         let slope = if sigma2 == 0.0 { 0.0 } else { sums.dot / (n * sigma2) };
@@ -646,7 +652,7 @@ impl<T: Element> View<'_, T> {
     fn inputs(&self) -> Backward<T> {
         Backward { x: self.x, dy: self.dy, y: self.y }
     }
-    fn inverse(&self) -> Rectifier {
+    fn inverse(&self) -> Rectifier<T::Param> {
         self.output.as_ref().map_or(Activation::Identity, |o| o.0).into()
     }
 }

@@ -1,6 +1,6 @@
 //! The plan of a batch normalization: what is validated once and run many times.
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Rectifier};
 use crate::backward::SUM_WORDS;
 use crate::element::{Element, Param};
 use crate::engine::Engine;
@@ -39,6 +39,8 @@ pub struct BatchNorm<T: Element> {
     strides: Strides,
     pub(crate) epsilon: f64,
     pub(crate) activation: Activation,
+    /// The same for the kernels.
+    pub(crate) rectifier: Rectifier<T::Param>,
     pub(crate) one_value: bool,
     pub(crate) engine: Engine,
     element: PhantomData<T>,
@@ -77,6 +79,7 @@ impl<T: Element> BatchNorm<T> {
             strides,
             epsilon,
             activation: Activation::Identity,
+            rectifier: Activation::Identity.into(),
             one_value: false,
             engine: Engine::new::<T>(shape, Isa::detect()),
             element: PhantomData,
@@ -90,6 +93,7 @@ impl<T: Element> BatchNorm<T> {
     pub fn with_activation(mut self, activation: Activation) -> Result<Self, Error> {
         activation.check()?;
         self.activation = activation;
+        self.rectifier = activation.into();
         Ok(self)
     }
 

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::exec::{Run, Shared};
 use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
+use crate::layout::Place;
 use crate::moments::Moments;
 use crate::shape::Operand;
 
@@ -197,7 +198,7 @@ impl<T: Element> BatchNorm<T> {
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let moments = Shared(moments.cast_mut());
-        let coefficients = |c: usize| -> Coefficients<3> {
+        let coefficients = |c: usize| -> Coefficients<T::Param, 3> {
             // SAFETY: an entry per channel.
             let m = unsafe { *moments.at(c) };
             let scale = affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
@@ -213,15 +214,20 @@ impl<T: Element> BatchNorm<T> {
         &self,
         x: *const T,
         residual: Option<*const T>,
-        coefficients: &(dyn Fn(usize) -> Coefficients<3> + Sync),
+        coefficients: &(dyn Fn(usize) -> Coefficients<T::Param, 3> + Sync),
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let op = Normalize { activation: self.activation.into(), residual: residual.is_some(), coefficients };
-        let residual = residual.map(|r| self.place(Operand::Residual, r));
-        let (x, y) = (self.place(Operand::X, x), self.place(Operand::Y, y));
+        let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients };
+        let [x, y, r] = self.forward_places(x, y, residual);
         // SAFETY: by the caller; a map only reads from its inputs.
-        unsafe { T::normalize(&self.engine, &op, x, residual, y, run) }
+        unsafe { T::normalize(&self.engine, &op, x, residual.and(Some(r)), y, run) }
+    }
+
+    /// x, y, and the residual or x again.
+    pub(crate) fn forward_places(&self, x: *const T, y: *const T, residual: Option<*const T>) -> [Place<T>; 3] {
+        let r = residual.map_or(self.place(Operand::X, x), |r| self.place(Operand::Residual, r));
+        [self.place(Operand::X, x), self.place(Operand::Y, y), r]
     }
 }
 

@@ -5,7 +5,7 @@ use crate::element::{Element, Param};
 use crate::error::Error;
 use crate::exec::Run;
 use crate::kernel::Coefficients;
-use crate::kernel::normalize::{inverse_std, split};
+use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
 
@@ -99,7 +99,7 @@ impl<T: Element> BatchNorm<T> {
             return Err(Error::Unpreparable { channel });
         }
         for (c, p) in prepared.iter_mut().enumerate() {
-            let [mean, scale, shift] = k(c).narrow.map(crate::lanes::Scalar::from_f64);
+            let [mean, scale, shift] = k(c).narrow;
             *p = Prepared { mean, scale, shift };
         }
         Ok(())
@@ -174,8 +174,11 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        // SAFETY: by the caller.
-        unsafe { self.map_forward(x, residual, &|c| of_prepared(prepared, c), y, run) }
+        let coefficients = |c| of_prepared(prepared, c);
+        let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
+        let [x, y, r] = self.forward_places(x, y, residual);
+        // SAFETY: by the caller; a map only reads from its inputs.
+        unsafe { T::normalize_prepared(&self.engine, &op, x, residual.and(Some(r)), y, run) }
     }
 
     pub(crate) fn check_inference(
@@ -214,15 +217,14 @@ impl<T: Element> BatchNorm<T> {
         running_mean: &[T::Param],
         running_var: &[T::Param],
         c: usize,
-    ) -> Coefficients<3> {
+    ) -> Coefficients<T::Param, 3> {
         let scale = affine.gamma(c) * inverse_std(entry(Some(running_var), c, 1.0), self.epsilon);
         split::<T::Param>(entry(Some(running_mean), c, 0.0), scale, affine.beta(c), None)
     }
 }
 
 #[inline(always)]
-fn of_prepared<P: Param>(prepared: &[Prepared<P>], c: usize) -> Coefficients<3> {
+fn of_prepared<P: Param>(prepared: &[Prepared<P>], c: usize) -> Coefficients<P, 3> {
     let p = prepared.get(c).copied().unwrap_or_default();
-    let narrow = [p.mean, p.scale, p.shift].map(|v| v.to_f64());
-    Coefficients { narrow, wide: narrow, safe: true }
+    Coefficients { narrow: [p.mean, p.scale, p.shift], wide: [0.0; 3], safe: true }
 }

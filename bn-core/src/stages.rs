@@ -7,6 +7,7 @@
 //! operand that is not there is another one, whose value makes no difference.
 
 use crate::backward::SumSink;
+use crate::element::sealed::Storage;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::exec::Run;
@@ -23,7 +24,7 @@ use crate::layout::{Channels, Place};
 /// Places are valid for the whole tensor: inputs for reading, outputs for writing; an output either
 /// is one of the inputs or overlaps none; sinks have an entry for each channel of the band.
 #[allow(private_interfaces, reason = "a sealed trait: nobody else can name or call these")]
-pub trait Stages: Sized {
+pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn sum_moments(
         e: &Engine,
@@ -35,7 +36,17 @@ pub trait Stages: Sized {
     #[doc(hidden)]
     unsafe fn normalize(
         e: &Engine,
-        op: &Normalize<'_, false>,
+        op: &Normalize<'_, Self::Compute, false, true>,
+        x: Place<Self>,
+        residual: Option<Place<Self>>,
+        y: Place<Self>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Error>;
+    /// The same with constants that suffice: without f64 where code has to be small.
+    #[doc(hidden)]
+    unsafe fn normalize_prepared(
+        e: &Engine,
+        op: &Normalize<'_, Self::Compute, false, false>,
         x: Place<Self>,
         residual: Option<Place<Self>>,
         y: Place<Self>,
@@ -45,7 +56,7 @@ pub trait Stages: Sized {
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
-        op: &GradientSums<'_>,
+        op: &GradientSums<'_, Self::Compute>,
         inputs: Backward<Self>,
         band: Channels,
         sink: &SumSink<'_>,
@@ -54,7 +65,7 @@ pub trait Stages: Sized {
     #[doc(hidden)]
     unsafe fn apply(
         e: &Engine,
-        op: &Apply<'_>,
+        op: &Apply<'_, Self::Compute>,
         inputs: Backward<Self>,
         dx: Place<Self>,
         dresidual: Option<Place<Self>>,
@@ -65,7 +76,7 @@ pub trait Stages: Sized {
     #[doc(hidden)]
     unsafe fn apply_frozen(
         e: &Engine,
-        op: &ApplyFrozen<'_>,
+        op: &ApplyFrozen<'_, Self::Compute>,
         inputs: Backward<Self>,
         dx: Place<Self>,
         dresidual: Option<Place<Self>>,
@@ -100,7 +111,7 @@ macro_rules! stages {
 
             unsafe fn normalize(
                 e: &Engine,
-                op: &Normalize<'_, false>,
+                op: &Normalize<'_, Self::Compute, false, true>,
                 x: Place<Self>,
                 residual: Option<Place<Self>>,
                 y: Place<Self>,
@@ -121,9 +132,26 @@ macro_rules! stages {
                 }
             }
 
+            unsafe fn normalize_prepared(
+                e: &Engine,
+                op: &Normalize<'_, Self::Compute, false, false>,
+                x: Place<Self>,
+                residual: Option<Place<Self>>,
+                y: Place<Self>,
+                run: &mut Run<'_>,
+            ) -> Result<(), Error> {
+                // SAFETY: by the caller.
+                unsafe {
+                    if e.single() {
+                        return e.map::<$t, _, 2, 2, 3, 1>(op, &[x, residual.unwrap_or(x)], &[y], e.all(), run);
+                    }
+                    Self::normalize(e, &op.exact(), x, residual, y, run)
+                }
+            }
+
             unsafe fn sum_gradients(
                 e: &Engine,
-                op: &GradientSums<'_>,
+                op: &GradientSums<'_, Self::Compute>,
                 Backward { x, dy, y }: Backward<Self>,
                 band: Channels,
                 sink: &SumSink<'_>,
@@ -145,7 +173,7 @@ macro_rules! stages {
 
             unsafe fn apply(
                 e: &Engine,
-                op: &Apply<'_>,
+                op: &Apply<'_, Self::Compute>,
                 Backward { x, dy, y }: Backward<Self>,
                 dx: Place<Self>,
                 dresidual: Option<Place<Self>>,
@@ -169,7 +197,7 @@ macro_rules! stages {
 
             unsafe fn apply_frozen(
                 e: &Engine,
-                op: &ApplyFrozen<'_>,
+                op: &ApplyFrozen<'_, Self::Compute>,
                 Backward { dy, y, .. }: Backward<Self>,
                 dx: Place<Self>,
                 dresidual: Option<Place<Self>>,

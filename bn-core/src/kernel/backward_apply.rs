@@ -22,9 +22,9 @@ use crate::lanes::{Real, Scalar};
 ///
 /// `sigma` is √(m2/n + ε), for judging whether c·(x − μ) keeps its digits.
 #[inline(always)]
-pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64, reach: f64) -> Coefficients<5> {
-    let (e_high, mean_high) = (S::from_f64(e).to_f64(), S::from_f64(mean).to_f64());
-    let b = (e - e_high) - (mean - mean_high) * c;
+pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64, reach: f64) -> Coefficients<S, 5> {
+    let (e_high, mean_high) = (S::from_f64(e), S::from_f64(mean));
+    let b = (e - e_high.to_f64()) - (mean - mean_high.to_f64()) * c;
     let slope = (c * sigma).abs();
     // With c = 0 what is left of the mean decides; else c·(x − μ), whose usual size is |c|·σ.
     let digits = if c == 0.0 { b == 0.0 || !(b.abs() < S::SAFE_MIN) } else { !(slope < S::TINY) };
@@ -34,35 +34,36 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
         && !(e.abs() > S::SAFE_MAX)
         && !(b.abs() > S::SAFE_MAX)
         && !(reach > S::SAFE_MAX * 32.0);
-    Coefficients { narrow: [e_high, mean_high, c, b, s], wide: [e, mean, c, 0.0, s], safe }
+    let narrow = [e_high, mean_high, S::from_f64(c), S::from_f64(b), S::from_f64(s)];
+    Coefficients { narrow, wide: [e, mean, c, 0.0, s], safe }
 }
 
 /// The elementwise part of the backward pass through batch statistics.
 #[derive(Clone, Copy)]
-pub(crate) struct Apply<'a> {
-    pub(crate) activation: Rectifier,
+pub(crate) struct Apply<'a, S> {
+    pub(crate) activation: Rectifier<S>,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Rectifier,
+    pub(crate) inverse: Rectifier<S>,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<5> + Sync),
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 5> + Sync),
 }
 
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
-pub(crate) struct ApplyFrozen<'a> {
-    pub(crate) activation: Rectifier,
+pub(crate) struct ApplyFrozen<'a, S> {
+    pub(crate) activation: Rectifier<S>,
     /// s of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<1> + Sync),
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 1> + Sync),
 }
 
-impl Apply<'_> {
-    fn inverse(&self) -> Rectifier {
+impl<S: Scalar> Apply<'_, S> {
+    fn inverse(&self) -> Rectifier<S> {
         self.inverse
     }
 }
 
-impl ApplyFrozen<'_> {
-    fn inverse(&self) -> Rectifier {
+impl<S: Scalar> ApplyFrozen<'_, S> {
+    fn inverse(&self) -> Rectifier<S> {
         Activation::Identity.into()
     }
 }
@@ -70,7 +71,8 @@ impl ApplyFrozen<'_> {
 macro_rules! map {
     ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
      |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_> {
+        impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_, E::Compute> {
+            const EXACT: bool = true;
             type Ready<R: Real> = [Rectify<R>; 2];
 
             #[inline(always)]
@@ -78,7 +80,7 @@ macro_rules! map {
                 [self.inverse().rectify(token), self.activation.rectify(token)]
             }
             #[inline(always)]
-            fn coefficients(&self, channel: usize) -> Coefficients<$k> {
+            fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, $k> {
                 (self.coefficients)(channel)
             }
             #[inline(always)]
@@ -96,6 +98,10 @@ macro_rules! map {
             #[inline(always)]
             fn checked(&self) -> bool {
                 $k > 1
+            }
+            #[inline(always)]
+            fn beyond(&self, _: [E::Compute; $j], _: [E::Compute; $k]) -> Option<E::Compute> {
+                None
             }
             #[inline(always)]
             fn outputs<R: Real>(_: &[Rectify<R>; 2], $w: [R; $j], $dx: R) -> [R; $o] {

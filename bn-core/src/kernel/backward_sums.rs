@@ -25,10 +25,10 @@ use crate::lanes::{Real, Scalar};
 
 /// Σ e and Σ e·(x − μ), relative to the pivot.
 #[derive(Clone, Copy)]
-pub(crate) struct GradientSums<'a> {
-    pub(crate) activation: Rectifier,
+pub(crate) struct GradientSums<'a, S> {
+    pub(crate) activation: Rectifier<S>,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Rectifier,
+    pub(crate) inverse: Rectifier<S>,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,
@@ -40,7 +40,7 @@ pub(crate) struct GradientSums<'a> {
 
 macro_rules! reduction {
     ($i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
-        impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_> {
+        impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_, E::Compute> {
             const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
             const PASSES: usize = 1;

@@ -56,10 +56,10 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
 
 /// The constants of one channel for a [`Map`].
 #[derive(Clone, Copy)]
-pub(crate) struct Coefficients<const K: usize> {
-    /// Rounded to the element's arithmetic, with what the rounding lost folded into the last ones.
-    pub(crate) narrow: [f64; K],
-    /// For the same formula in f64.
+pub(crate) struct Coefficients<S, const K: usize> {
+    /// In the element's arithmetic, with what the rounding lost folded into the last ones.
+    pub(crate) narrow: [S; K],
+    /// For the same formula in f64, where those do not suffice.
     pub(crate) wide: [f64; K],
     /// Whether the narrow ones suffice.
     pub(crate) safe: bool,
@@ -73,16 +73,20 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
 
     fn ready<R: Real>(&self, token: R::Token) -> Self::Ready<R>;
     /// The constants of a channel.
-    fn coefficients(&self, channel: usize) -> Coefficients<K>;
+    fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, K>;
     /// From what is stored to what the formula takes.
     fn before<R: Real>(ready: &Self::Ready<R>, x: [R; I]) -> [R; J];
     /// The formula; in f64 for channels whose constants or results leave the range of f32.
     fn formula<R: Real>(v: [R; J], k: [R; K]) -> R;
     /// What is added to the formula's result: a residual.
     fn join<R: Real>(&self, v: [R; J], result: R) -> R;
-    /// Whether a sum that is not finite is to be made again in f64, for the sake of what follows it or
-    /// of terms that cancel.
+    /// Whether a sum that is not finite is to be made again beyond the range of the element's arithmetic, for the sake
+    /// of what follows it or of terms that cancel.
     fn checked(&self) -> bool;
+    /// Whether there may be channels whose constants do not suffice, so that f64 is needed.
+    const EXACT: bool;
+    /// The first output again, from constants that suffice, where the sum is not finite; `None` where f64 is to do that.
+    fn beyond(&self, v: [E::Compute; J], k: [E::Compute; K]) -> Option<E::Compute>;
     /// From the sum to what is stored.
     fn outputs<R: Real>(ready: &Self::Ready<R>, v: [R; J], sum: R) -> [R; O];
 }

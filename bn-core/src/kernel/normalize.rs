@@ -12,7 +12,8 @@
 //!    element than with γ and β apart.
 //! 3. A channel whose constants or results may leave the range of f32 takes the same formula in f64.
 //! 4. γ·x̂ + β may overflow although a residual or the slope of a leaky ReLU brings it back: there
-//!    results that are not finite are made again in f64, all the way to y.
+//!    results that are not finite are made again, times 2⁻¹²⁸ (f32), all the way to y: as if exponents had
+//!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
 use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
@@ -23,9 +24,9 @@ use crate::lanes::{Base, Lanes, Real, Scalar};
 ///
 /// `reach` bounds |x − mean| where it is known (training: √m2), and is 0 where it is not.
 #[inline(always)]
-pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, reach: Option<f64>) -> Coefficients<3> {
-    let high = S::from_f64(mean).to_f64();
-    let low = mean - high;
+pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, reach: Option<f64>) -> Coefficients<S, 3> {
+    let high = S::from_f64(mean);
+    let low = mean - high.to_f64();
     let shift = beta - low * scale;
     let inside = match reach {
         // Training: |x − μ| ≤ √m2, and |y − β| ≤ |γ|·√n ≤ scale·√m2 where ε is small.
@@ -33,7 +34,8 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, reach: Option<f
         // Inference: x is anything; adding a mean or a beta below 2¹⁰² to it cannot overflow.
         None => !(mean.abs() >= S::SAFE_MAX / 262144.0) && !(beta.abs() >= S::SAFE_MAX / 262144.0),
     };
-    Coefficients { narrow: [high, scale, shift], wide: [mean, scale, beta], safe: inside && factor_is_safe::<S>(scale) }
+    let narrow = [high, S::from_f64(scale), S::from_f64(shift)];
+    Coefficients { narrow, wide: [mean, scale, beta], safe: inside && factor_is_safe::<S>(scale) }
 }
 
 /// 1/√(variance + ε), and 0 where that is 1/0: a constant channel with ε = 0 gives β.
@@ -43,19 +45,23 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
     if v == 0.0 { 0.0 } else { 1.0 / libm::sqrt(v) }
 }
 
-/// The elementwise part of the forward pass; plain where there is no activation.
+/// The elementwise part of the forward pass; plain where there is no activation, exact where a channel's constants may
+/// ask for f64.
 #[derive(Clone, Copy)]
-pub(crate) struct Normalize<'a, const PLAIN: bool> {
-    pub(crate) activation: Rectifier,
+pub(crate) struct Normalize<'a, S, const PLAIN: bool, const EXACT: bool> {
+    pub(crate) activation: Rectifier<S>,
     /// Whether the second input counts, where there is one.
     pub(crate) residual: bool,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<3> + Sync),
+    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 3> + Sync),
 }
 
 macro_rules! map {
     ($i:literal, |$v:ident, $z:ident| $join:expr) => {
-        impl<E: Element, const PLAIN: bool> Map<E, $i, $i, 3, 1> for Normalize<'_, PLAIN> {
+        impl<E: Element, const PLAIN: bool, const EXACT: bool> Map<E, $i, $i, 3, 1>
+            for Normalize<'_, E::Compute, PLAIN, EXACT>
+        {
+            const EXACT: bool = EXACT;
             type Ready<R: Real> = Rectify<R>;
 
             #[inline(always)]
@@ -63,7 +69,7 @@ macro_rules! map {
                 self.activation.rectify(token)
             }
             #[inline(always)]
-            fn coefficients(&self, channel: usize) -> Coefficients<3> {
+            fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, 3> {
                 (self.coefficients)(channel)
             }
             #[inline(always)]
@@ -84,6 +90,15 @@ macro_rules! map {
                 ($i == 2 && self.residual) || (!PLAIN && self.activation.shrinks())
             }
             #[inline(always)]
+            fn beyond(&self, v: [E::Compute; $i], [mean, scale, shift]: [E::Compute; 3]) -> Option<E::Compute> {
+                let (down, beyond) = (E::Compute::DOWN, E::Compute::BEYOND);
+                let mut z = ((v[0] - mean) * down) * (scale * down) + shift * beyond;
+                if $i == 2 && self.residual {
+                    z = z + v[$i - 1] * beyond;
+                }
+                Some(self.activation.beyond(z))
+            }
+            #[inline(always)]
             fn outputs<R: Real>(ready: &Rectify<R>, _: [R; $i], sum: R) -> [R; 1] {
                 [if PLAIN { sum } else { ready.forward(sum) }]
             }
@@ -91,9 +106,16 @@ macro_rules! map {
     };
 }
 
-impl<'a> Normalize<'a, false> {
+impl<'a, S: Scalar, const EXACT: bool> Normalize<'a, S, false, EXACT> {
     /// The same without an activation.
-    pub(crate) fn plain(&self) -> Normalize<'a, true> {
+    pub(crate) fn plain(&self) -> Normalize<'a, S, true, EXACT> {
+        Normalize { activation: self.activation, residual: self.residual, coefficients: self.coefficients }
+    }
+}
+
+impl<'a, S: Scalar> Normalize<'a, S, false, false> {
+    /// The same for any constants.
+    pub(crate) fn exact(&self) -> Normalize<'a, S, false, true> {
         Normalize { activation: self.activation, residual: self.residual, coefficients: self.coefficients }
     }
 }

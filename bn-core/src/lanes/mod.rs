@@ -111,6 +111,18 @@ pub trait Scalar:
     fn to_f64(self) -> f64;
     /// The next number below.
     fn next_down(self) -> Self;
+    /// As another type, rounded to nearest.
+    #[inline(always)]
+    fn to<S: Scalar>(self) -> S {
+        S::from_f64(self.to_f64())
+    }
+    /// The square root of a factor that brings the square of the largest number into the range: sums that leave it are
+    /// calculated times [`Scalar::BEYOND`].
+    const DOWN: Self;
+    /// Half of what undoes [`Scalar::BEYOND`]: the largest power of two.
+    const UP: Self;
+    /// `DOWN` squared.
+    const BEYOND: Self;
 }
 
 impl Scalar for f32 {
@@ -121,6 +133,9 @@ impl Scalar for f32 {
     const ONE: f32 = 1.0;
     const ZERO: f32 = 0.0;
     const PER_SAMPLE: f32 = 1.0 / crate::layout::grid::SAMPLES as f32;
+    const DOWN: f32 = f32::from_bits((127 - 64) << 23);
+    const UP: f32 = f32::from_bits((127 + 127) << 23);
+    const BEYOND: f32 = f32::DOWN * f32::DOWN;
     #[inline(always)]
     fn from_f64(v: f64) -> f32 {
         v as f32
@@ -143,6 +158,9 @@ impl Scalar for f64 {
     const ONE: f64 = 1.0;
     const ZERO: f64 = 0.0;
     const PER_SAMPLE: f64 = 1.0 / crate::layout::grid::SAMPLES as f64;
+    const DOWN: f64 = f64::from_bits((1023 - 512) << 52);
+    const UP: f64 = f64::from_bits((1023 + 1023) << 52);
+    const BEYOND: f64 = f64::DOWN * f64::DOWN;
     #[inline(always)]
     fn from_f64(v: f64) -> f64 {
         v
@@ -162,9 +180,7 @@ pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Se
     /// What proves that this type may be used.
     type Token: Copy;
     /// A constant, rounded to nearest.
-    fn constant(token: Self::Token, v: f64) -> Self;
-    /// The next number below a constant.
-    fn below(token: Self::Token, v: f64) -> Self;
+    fn constant<S: Scalar>(token: Self::Token, v: S) -> Self;
     /// `yes` where `self < other`, else `no`, also where either is NaN.
     fn if_less(self, other: Self, yes: Self, no: Self) -> Self;
     /// At least `floor`, which is not NaN; NaN stays NaN. An instruction where an ISA has the right one.
@@ -182,12 +198,8 @@ pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Se
 impl Real for f64 {
     type Token = ();
     #[inline(always)]
-    fn constant((): (), v: f64) -> f64 {
-        v
-    }
-    #[inline(always)]
-    fn below((): (), v: f64) -> f64 {
-        v.next_down()
+    fn constant<S: Scalar>((): (), v: S) -> f64 {
+        v.to_f64()
     }
     #[inline(always)]
     fn if_less(self, other: f64, yes: f64, no: f64) -> f64 {
@@ -201,12 +213,8 @@ macro_rules! real {
         impl $crate::lanes::Real for $t {
             type Token = $token;
             #[inline(always)]
-            fn constant(token: $token, v: f64) -> Self {
-                <$t>::splat(token, $crate::lanes::Scalar::from_f64(v))
-            }
-            #[inline(always)]
-            fn below(token: $token, v: f64) -> Self {
-                <$t>::splat(token, $crate::lanes::Scalar::next_down($crate::lanes::Scalar::from_f64(v)))
+            fn constant<S: $crate::lanes::Scalar>(token: $token, v: S) -> Self {
+                <$t>::splat(token, v.to())
             }
             #[inline(always)]
             fn if_less(self, other: Self, yes: Self, no: Self) -> Self {

@@ -37,11 +37,11 @@ impl<E: Element, const K: usize> Constants<E, K> {
     /// # Safety
     /// `to` is valid for writing `K` scalars, `next` apart.
     #[inline(always)]
-    pub(super) unsafe fn write(k: &Coefficients<K>, to: *mut Compute<E>, next: usize) {
+    pub(super) unsafe fn write(k: &Coefficients<Compute<E>, K>, to: *mut Compute<E>, next: usize) {
         for i in 0..K {
             // SAFETY: a reference; by the caller. Volatile, or pairs would be read that have just been written one by one,
             // and wait for that (a fifth of the time that a channel's constants take).
-            unsafe { *to.add(i * next) = Scalar::from_f64(core::ptr::read_volatile(&k.narrow[i])) };
+            unsafe { *to.add(i * next) = core::ptr::read_volatile(&k.narrow[i]) };
         }
         if !k.safe {
             for i in 0..K {
@@ -288,7 +288,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 let mut y = M::outputs(&ready, v, sum);
                 if check && !One::<E>::all(sum.finite()) {
                     let channel = k.first + rem(div(offset, k.adjacent), k.count);
-                    y = in_f64(op, v, y, sum, &op.coefficients(channel));
+                    y = again(op, v, y, sum, &op.coefficients(channel));
                 }
                 store_all::<Single, E, O>(y, &self.to, e);
             }
@@ -315,32 +315,45 @@ unsafe fn load<L: Lanes, E: Element, const K: usize>(lanes: L, k: &Constants<E, 
     splat_all(lanes, &narrow)
 }
 
-/// An element whose sum is not finite, again: in f64 where its constants ask for that, or what follows the sum.
+/// An element whose sum is not finite, again: in f64 where its constants ask for that; beyond the range of its arithmetic
+/// where what follows the sum does.
 #[cold]
 #[inline(never)]
-pub(super) fn in_f64<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+pub(super) fn again<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     op: &M,
     v: [One<E>; J],
     mut y: [One<E>; O],
     mut sum: One<E>,
-    k: &Coefficients<K>,
+    k: &Coefficients<Compute<E>, K>,
 ) -> [One<E>; O]
 where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
     let lane = Single::BASE;
-    let mut x = [0.0; J];
+    let mut values = [Compute::<E>::ZERO; J];
     for j in 0..J {
-        x[j] = first(v[j]).to_f64();
+        values[j] = first(v[j]);
     }
-    let z = M::formula(x, k.wide);
-    if !k.safe {
-        sum = op.join(v, One::<E>::constant(lane, z));
-        y = M::outputs(&op.ready(lane), v, sum);
-    }
-    if op.checked() && !One::<E>::all(sum.finite()) {
-        y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, op.join(x, z))[0]);
+    if (!M::EXACT || k.safe)
+        && let Some(again) = op.beyond(values, k.narrow)
+    {
+        if op.checked() {
+            y[0] = One::<E>::splat(lane, again);
+        }
+    } else if M::EXACT {
+        let mut x = [0.0; J];
+        for j in 0..J {
+            x[j] = values[j].to_f64();
+        }
+        let z = M::formula(x, k.wide);
+        if !k.safe {
+            sum = op.join(v, One::<E>::constant(lane, z));
+            y = M::outputs(&op.ready(lane), v, sum);
+        }
+        if op.checked() && !One::<E>::all(sum.finite()) {
+            y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, op.join(x, z))[0]);
+        }
     }
     y
 }

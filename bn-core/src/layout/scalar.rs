@@ -7,7 +7,7 @@
 //! ```
 
 use super::grid::{CHAIN, Grid, Planes, ROW_CHAIN, Rows, SAMPLES, div, part, rem};
-use super::run::in_f64;
+use super::run::again;
 use super::{Channels, Compute, Emit, Place, Vec, first, load_all, splat_all};
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -292,9 +292,7 @@ where
         let zero = Compute::<E>::ZERO;
         let mut v = [zero; SAMPLES];
         let (visits, blocks) = match grid {
-            Grid::Planes(geo) => {
-                ((0, 1), if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) })
-            }
+            Grid::Planes(geo) => ((0, 1), if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) }),
             Grid::Rows(geo) => (if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) }, (0, 0)),
         };
         let mut samples = SAMPLES;
@@ -425,9 +423,11 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
         let (mut table, mut check) = ([[Compute::<E>::ZERO; K]; KEPT], op.checked());
         for c in 0..count {
             let k = op.coefficients(first + c);
-            check |= !k.safe;
-            for i in 0..K {
-                table[c][i] = Compute::<E>::from_f64(if k.safe { k.narrow[i] } else { f64::NAN });
+            if M::EXACT && !k.safe {
+                check = true;
+                table[c] = [Compute::<E>::from_f64(f64::NAN); K];
+            } else {
+                table[c] = k.narrow;
             }
         }
         for item in items.0..items.1 {
@@ -449,7 +449,7 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
                     let sum = op.join(v, M::formula(v, splat_all(LANE, &table[c])));
                     let mut out = M::outputs(&ready, v, sum);
                     if check && !One::<E>::all(sum.finite()) {
-                        out = in_f64(op, v, out, sum, &op.coefficients(first + c));
+                        out = again(op, v, out, sum, &op.coefficients(first + c));
                     }
                     // The first output last: what is not wanted has its place.
                     for o in (0..O).rev() {

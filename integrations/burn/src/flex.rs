@@ -2,8 +2,8 @@
 
 use crate::view;
 use bn_core::{
-    Affine, BackwardInput, BatchNorm, Element, Error, Executor, Gradients, Moments, Op, Run, Shape, Statistics, Strides,
-    Variance, moments_to_mean_var,
+    Affine, BackwardInput, BatchNorm, Element, Error, Executor, Gradients, Moments, Op, Run, Shape, Statistics,
+    Strides, Variance, moments_to_mean_var,
 };
 use bn_std::Rayon;
 use burn::backend::DType;
