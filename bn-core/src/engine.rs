@@ -72,6 +72,7 @@ impl Engine {
     }
 
     /// An operand; its strides are resolved.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn place<E: Element>(&self, ptr: *mut E, stride: Stride) -> Place<E> {
         let new = if self.single() { Place::single } else { Place::new };
         new(ptr, &self.shape, &self.grid, stride)
@@ -307,6 +308,21 @@ impl Engine {
         if self.shape.is_empty() {
             return Ok(());
         }
+        if self.single() {
+            let (items, positions) = match self.grid {
+                Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
+                Grid::Rows(r) => (r.folded * r.fold + r.rest, r.adjacent),
+            };
+            let (width, _) = self.slots(run, 1, 0);
+            let chunks = items.min(width);
+            return run.phase(width, chunks, 0, &|task, scratch| {
+                let items = (part(items, chunks, task), part(items, chunks, task + 1));
+                let (channels, piece, stream) = (band, (0, positions), false);
+                let part =
+                    MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, stream, scratch };
+                dispatch(self.isa, part);
+            });
+        }
         let least = self.map_min::<E, K>();
         let channels = band.end - band.first;
         let (width, slot) = self.slots(run, least, 0);
@@ -317,7 +333,6 @@ impl Engine {
         // Chunks of images or rows first; then channels; then positions.
         let (items, positions) = match self.grid {
             Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
-            Grid::Rows(r) if self.single() => (r.folded * r.fold + r.rest, r.adjacent),
             Grid::Rows(r) => (r.folded, 0),
         };
         let chunks = wanted.min(items).max(1);

@@ -172,7 +172,7 @@ pub(crate) struct Phase {
 /// Ranges that the cells of a phase are cut into at most, one for each ticket: a thread that starts
 /// with the same cells in every phase finds them in its cache.
 #[cfg(target_has_atomic = "ptr")]
-const RANGES: usize = 32;
+const RANGES: usize = if cfg!(target_os = "none") { 1 } else { 32 };
 
 /// How far a phase has come.
 #[cfg(target_has_atomic = "ptr")]

@@ -219,15 +219,15 @@ impl<T: Element> BatchNorm<T> {
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients };
-        let [x, y, r] = self.forward_places(x, y, residual);
+        let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.
-        unsafe { T::normalize(&self.engine, &op, x, residual.and(Some(r)), y, run) }
+        unsafe { T::normalize(&self.engine, &op, &from, &to, run) }
     }
 
-    /// x, y, and the residual or x again.
-    pub(crate) fn forward_places(&self, x: *const T, y: *const T, residual: Option<*const T>) -> [Place<T>; 3] {
-        let r = residual.map_or(self.place(Operand::X, x), |r| self.place(Operand::Residual, r));
-        [self.place(Operand::X, x), self.place(Operand::Y, y), r]
+    /// x, and the residual or x again.
+    pub(crate) fn inputs(&self, x: *const T, residual: Option<*const T>) -> [Place<T>; 2] {
+        let (operand, r) = residual.map_or((Operand::X, x), |r| (Operand::Residual, r));
+        [self.place(Operand::X, x), self.place(operand, r)]
     }
 }
 

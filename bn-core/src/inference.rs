@@ -176,9 +176,9 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         let coefficients = |c| of_prepared(prepared, c);
         let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
-        let [x, y, r] = self.forward_places(x, y, residual);
+        let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.
-        unsafe { T::normalize_prepared(&self.engine, &op, x, residual.and(Some(r)), y, run) }
+        unsafe { T::normalize_prepared(&self.engine, &op, &from, &to, run) }
     }
 
     pub(crate) fn check_inference(

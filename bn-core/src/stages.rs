@@ -18,7 +18,7 @@ use crate::kernel::moments::MomentSums;
 use crate::kernel::normalize::Normalize;
 use crate::layout::{Channels, Place};
 
-/// The passes for one element type.
+/// The passes for one element type. The second input of [`Stages::normalize`] is there if the operation says so.
 ///
 /// # Safety of all of them
 /// Places are valid for the whole tensor: inputs for reading, outputs for writing; an output either
@@ -37,9 +37,8 @@ pub trait Stages: Storage + Sized {
     unsafe fn normalize(
         e: &Engine,
         op: &Normalize<'_, Self::Compute, false, true>,
-        x: Place<Self>,
-        residual: Option<Place<Self>>,
-        y: Place<Self>,
+        from: &[Place<Self>; 2],
+        to: &[Place<Self>; 1],
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
     /// The same with constants that suffice: without f64 where code has to be small.
@@ -47,9 +46,8 @@ pub trait Stages: Storage + Sized {
     unsafe fn normalize_prepared(
         e: &Engine,
         op: &Normalize<'_, Self::Compute, false, false>,
-        x: Place<Self>,
-        residual: Option<Place<Self>>,
-        y: Place<Self>,
+        from: &[Place<Self>; 2],
+        to: &[Place<Self>; 1],
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
     /// y where the activation has a mask.
@@ -112,22 +110,20 @@ macro_rules! stages {
             unsafe fn normalize(
                 e: &Engine,
                 op: &Normalize<'_, Self::Compute, false, true>,
-                x: Place<Self>,
-                residual: Option<Place<Self>>,
-                y: Place<Self>,
+                from: &[Place<Self>; 2],
+                to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        return e.map::<$t, _, 2, 2, 3, 1>(op, &[x, residual.unwrap_or(x)], &[y], e.all(), run);
+                        return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
-                    let plain = op.activation.plain;
-                    match residual {
-                        None if plain => e.map::<$t, _, 1, 1, 3, 1>(&op.plain(), &[x], &[y], e.all(), run),
-                        None => e.map::<$t, _, 1, 1, 3, 1>(op, &[x], &[y], e.all(), run),
-                        Some(r) if plain => e.map::<$t, _, 2, 2, 3, 1>(&op.plain(), &[x, r], &[y], e.all(), run),
-                        Some(r) => e.map::<$t, _, 2, 2, 3, 1>(op, &[x, r], &[y], e.all(), run),
+                    match (op.residual, op.activation.plain) {
+                        (false, true) => e.map::<$t, _, 1, 1, 3, 1>(&op.plain(), &[from[0]], to, e.all(), run),
+                        (false, false) => e.map::<$t, _, 1, 1, 3, 1>(op, &[from[0]], to, e.all(), run),
+                        (true, true) => e.map::<$t, _, 2, 2, 3, 1>(&op.plain(), from, to, e.all(), run),
+                        (true, false) => e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run),
                     }
                 }
             }
@@ -135,17 +131,16 @@ macro_rules! stages {
             unsafe fn normalize_prepared(
                 e: &Engine,
                 op: &Normalize<'_, Self::Compute, false, false>,
-                x: Place<Self>,
-                residual: Option<Place<Self>>,
-                y: Place<Self>,
+                from: &[Place<Self>; 2],
+                to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        return e.map::<$t, _, 2, 2, 3, 1>(op, &[x, residual.unwrap_or(x)], &[y], e.all(), run);
+                        return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
-                    Self::normalize(e, &op.exact(), x, residual, y, run)
+                    Self::normalize(e, &op.exact(), from, to, run)
                 }
             }
 

@@ -95,16 +95,10 @@ impl<E: Element> Place<E> {
         }
     }
 
-    /// Goes to a channel; for [`scalar`].
+    /// Where an element is; for [`scalar`].
     #[inline(always)]
-    fn seek(&mut self, channel: usize) {
-        self.ptr = self.ptr.wrapping_add(channel * self.run);
-    }
-
-    /// Where an element of the channel is; for [`scalar`].
-    #[inline(always)]
-    fn at(&self, item: usize, position: usize) -> *mut E {
-        self.row(item).wrapping_add(position * self.step)
+    fn at(&self, item: usize, channel: usize, position: usize) -> *mut E {
+        self.row(item).wrapping_add(channel * self.run + position * self.step)
     }
 
     /// Whether both are the same operand.

@@ -34,12 +34,8 @@ pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize
     R: Reduction<E, I, J, K, N>,
 {
     for channel in channels.first..channels.end {
-        let mut of = *from;
-        for place in &mut of {
-            place.seek(channel);
-        }
         // SAFETY: by the caller.
-        let (k, result) = unsafe { cell(op, grid, &of, channel, g) };
+        let (k, result) = unsafe { cell(op, grid, from, channel, g) };
         emit(channel, result, k);
     }
 }
@@ -47,7 +43,7 @@ pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize
 /// The result of a channel in a cell, and the constants that its sums are about.
 ///
 /// # Safety
-/// As for [`reduce`]; the places are those of the channel.
+/// As for [`reduce`].
 #[inline(never)]
 unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
@@ -65,6 +61,7 @@ where
     let mut sums = Sums::<E, R, I, J, K, N> {
         op,
         from,
+        channel,
         tree: matches!(grid, Grid::Planes(_)),
         exact: false,
         narrow: [Compute::<E>::ZERO; K],
@@ -244,6 +241,7 @@ const PARTS: usize = super::MOST_LANES.trailing_zeros() as usize + 1;
 struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, const N: usize> {
     op: &'a R,
     from: &'a [Place<E>; I],
+    channel: usize,
     /// Whether lanes are added up in a tree, or one after the other.
     tree: bool,
     /// Whether all is done in f64.
@@ -270,7 +268,7 @@ where
     fn values(&self, item: usize, position: usize) -> [One<E>; J] {
         let mut at = [core::ptr::null(); I];
         for i in 0..I {
-            at[i] = self.from[i].at(item, position).cast_const();
+            at[i] = self.from[i].at(item, self.channel, position).cast_const();
         }
         // SAFETY: `reduce`'s caller vouches for the places, the geometry for the element.
         R::values(&self.op.ready(LANE), unsafe { load_all(LANE, &at, 0) })
@@ -396,9 +394,6 @@ where
     }
 }
 
-/// Channels whose constants are kept at once: rows of them lie side by side.
-const KEPT: usize = 8;
-
 /// Maps positions `positions` of images, or rows, `items` of a range of channels.
 ///
 /// # Safety
@@ -417,48 +412,28 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
     M: Map<E, I, J, K, O>,
 {
     let ready = op.ready::<One<E>>(LANE);
-    let mut first = channels.first;
-    while first < channels.end {
-        let count = KEPT.min(channels.end - first);
-        let (mut table, mut check) = ([[Compute::<E>::ZERO; K]; KEPT], op.checked());
-        for c in 0..count {
-            let k = op.coefficients(first + c);
-            if M::EXACT && !k.safe {
-                check = true;
-                table[c] = [Compute::<E>::from_f64(f64::NAN); K];
-            } else {
-                table[c] = k.narrow;
-            }
-        }
+    for channel in channels.first..channels.end {
+        let k = op.coefficients(channel);
+        let safe = !M::EXACT || k.safe;
         for item in items.0..items.1 {
-            for c in 0..count {
-                let (mut x, mut y) = (*from, *to);
-                for place in &mut x {
-                    place.seek(first + c);
+            for position in positions.0..positions.1 {
+                let mut at = [core::ptr::null(); I];
+                for i in 0..I {
+                    at[i] = from[i].at(item, channel, position).cast_const();
                 }
-                for place in &mut y {
-                    place.seek(first + c);
+                // SAFETY: by the caller.
+                let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
+                let sum = op.join(v, M::formula(v, splat_all(LANE, &k.narrow)));
+                let mut out = M::outputs(&ready, v, sum);
+                if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
+                    out = again(op, v, out, sum, &k);
                 }
-                for position in positions.0..positions.1 {
-                    let mut at = [core::ptr::null(); I];
-                    for i in 0..I {
-                        at[i] = x[i].at(item, position).cast_const();
-                    }
+                // The first output last: what is not wanted has its place.
+                for o in (0..O).rev() {
                     // SAFETY: by the caller.
-                    let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
-                    let sum = op.join(v, M::formula(v, splat_all(LANE, &table[c])));
-                    let mut out = M::outputs(&ready, v, sum);
-                    if check && !One::<E>::all(sum.finite()) {
-                        out = again(op, v, out, sum, &op.coefficients(first + c));
-                    }
-                    // The first output last: what is not wanted has its place.
-                    for o in (0..O).rev() {
-                        // SAFETY: by the caller.
-                        unsafe { E::store(out[o], y[o].at(item, position)) };
-                    }
+                    unsafe { E::store(out[o], to[o].at(item, channel, position)) };
                 }
             }
         }
-        first += count;
     }
 }
