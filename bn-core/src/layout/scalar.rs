@@ -137,7 +137,7 @@ fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) 
             for i in 0..outer {
                 for j in 0..inner {
                     let (lane, block) = if exact { (i, first + j) } else { (j, first + i) };
-                    plane_lane(geo, lanes, block, lane, to);
+                    plane_lane(geo, lanes, block, lane, exact, to);
                     if !exact {
                         to.end_lane(lane, lanes);
                     }
@@ -185,12 +185,12 @@ fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) 
 }
 
 /// One lane of a block of planes: number `i` in the order in which a tree of them is added up in a few sums.
-fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, to: &mut dyn Visitor) {
+fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, exact: bool, to: &mut dyn Visitor) {
     let lane = (i.reverse_bits() >> 1) >> (usize::BITS - 1 - lanes.trailing_zeros());
     let piece = geo.piece(rem(block, geo.pieces), lanes);
     let (v0, v1) = geo.block_visits(div(block, geo.pieces));
     let whole = div(geo.positions, lanes);
-    let runs = if geo.spanning { 1 } else { piece.vectors.div_ceil(CHAIN) };
+    let runs = if geo.spanning || exact { 1 } else { piece.vectors.div_ceil(CHAIN) };
     for v in v0..v1 {
         let visit = geo.visits.get(v);
         for run in 0..runs {
