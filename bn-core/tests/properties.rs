@@ -6,7 +6,7 @@
 
 mod common;
 use bn_core::{
-    Activation, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Op, Prepared, Run, Shape,
+    Activation, Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Op, Prepared, Run, Shape,
     Statistics,
 };
 use common::problem::{
@@ -815,4 +815,78 @@ fn differences(shape: Shape, activation: Activation, seed: u64, isa: Isa) -> Res
         }
     }
     Ok(())
+}
+
+/// γ·x̂ + β beyond the range of the type, brought back by the slope of a leaky ReLU or by a residual: right, and the
+/// same bits in one call, prepared, and on every ISA.
+#[test]
+fn beyond_the_range() {
+    fn go<T: Real>(top: f64, most: f64, tiny: f64) {
+        let (gamma, beta) =
+            (vec![T::of(3.5), T::of(-1e3), T::of(0.25)], vec![T::of(0.125), T::of(-7e3), T::of(top / 1e20)]);
+        let (mean, var) = (vec![T::of(0.75), T::of(-2e4), T::of(1.0)], vec![T::of(2.0), T::of(0.3), T::of(9.0)]);
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let shape = Shape::new(layout, 2, 3, &[37]).unwrap();
+            let x: Vec<T> = (0..shape.len()).map(|i| T::of(top * (1.0 - 2.0 * ((i * 7 % 16) as f64) / 15.0))).collect();
+            let residual: Vec<T> = (0..shape.len()).map(|i| T::of(top * ((i % 5) as f64 / 2.0 - 1.0))).collect();
+            for (activation, slope) in [
+                (Activation::Identity, 1.0),
+                (Activation::LeakyRelu { slope: 1e-3 }, 1e-3),
+                (Activation::LeakyRelu { slope: tiny }, tiny),
+                (Activation::LeakyRelu { slope: 4.0 }, 4.0),
+                (Activation::Clamp { lo: -2.0, hi: top / 2.0 }, 1.0),
+            ] {
+                for residual in [None, Some(&residual[..])] {
+                    let mut first: Option<Vec<T>> = None;
+                    for isa in Isa::available() {
+                        let bn = BatchNorm::<T>::new(shape, 1e-5).unwrap().with_isa(isa);
+                        let bn = bn.with_activation(activation).unwrap();
+                        let mut workspace = vec![0; bn.workspace_min(Op::Inference)];
+                        let (mut y, mut again) = (x.clone(), x.clone());
+                        let affine = Affine::new(&gamma, &beta);
+                        bn.inference(&x, residual, affine, &mean, &var, &mut y[..], Run::serial(&mut workspace))
+                            .unwrap();
+                        let mut prepared = vec![Prepared::default(); 3];
+                        bn.prepare(affine, &mean, &var, &mut prepared).unwrap();
+                        bn.apply(&x, residual, &prepared, &mut again[..], Run::serial(&mut workspace)).unwrap();
+                        assert!(bits(&y) == bits(&again), "{layout:?} {activation:?} {isa:?}: prepared, other bits");
+                        let first = first.get_or_insert(y.clone());
+                        assert!(bits(&y) == bits(first), "{layout:?} {activation:?} {isa:?}: other bits");
+                    }
+                    let y = first.unwrap();
+                    for channel in 0..3 {
+                        for i in places(shape, channel) {
+                            // In units of 2⁻⁴⁰: nothing overflows.
+                            let unit = 2f64.powi(-40);
+                            let scale = gamma[channel].wide() / (var[channel].wide() + 1e-5).sqrt();
+                            let terms = [
+                                (x[i].wide() * unit - mean[channel].wide() * unit) * scale,
+                                beta[channel].wide() * unit,
+                                residual.map_or(0.0, |r| r[i].wide() * unit),
+                            ];
+                            let z: f64 = terms.iter().sum();
+                            let size = terms.iter().fold(0.0f64, |m, t| m.max(t.abs()));
+                            let (mut exact, mut bound) = (z, 1e-6 * size);
+                            match activation {
+                                Activation::LeakyRelu { .. } if z < 0.0 => (exact, bound) = (z * slope, bound * slope),
+                                Activation::Clamp { lo, hi } => exact = z.max(lo * unit).min(hi * unit),
+                                _ => {}
+                            }
+                            let got = y[i].wide() * unit;
+                            let most = most * unit;
+                            let right = if exact.abs() - bound > most {
+                                got == f64::INFINITY.copysign(exact)
+                            } else {
+                                (got - exact).abs() <= bound + f64::MIN_POSITIVE
+                                    || got.abs() >= most && exact.abs() + bound > most
+                            };
+                            assert!(right, "{layout:?} {activation:?} {i}: {got:e}, expected {exact:e} ± {bound:e}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    go::<f32>(3e38, f32::MAX.into(), 2f64.powi(-135));
+    go::<f64>(1.5e308, f64::MAX, 2f64.powi(-1040));
 }
