@@ -129,15 +129,24 @@ operator!(F64, Add, add, _mm256_add_pd);
 operator!(F64, Sub, sub, _mm256_sub_pd);
 operator!(F64, Mul, mul, _mm256_mul_pd);
 
-// Of equal numbers, and where one is NaN, the second operand is the result.
-// SAFETY: a vector of this type exists only where a token does.
-real!(F32, Avx2, |v, limit| unsafe { F32(_mm256_max_ps(limit.0, v.0), _mm256_max_ps(limit.1, v.1)) }, unsafe {
-    F32(_mm256_min_ps(limit.0, v.0), _mm256_min_ps(limit.1, v.1))
-});
-// SAFETY: a vector of this type exists only where a token does.
-real!(F64, Avx2, |v, limit| unsafe { F64(_mm256_max_pd(limit.0, v.0), _mm256_max_pd(limit.1, v.1)) }, unsafe {
-    F64(_mm256_min_pd(limit.0, v.0), _mm256_min_pd(limit.1, v.1))
-});
+/// Of equal numbers, and where one is NaN, the result is the second operand.
+macro_rules! limit {
+    ($t:ident, $name:ident, $f:ident) => {
+        impl $t {
+            #[inline(always)]
+            fn $name(self, limit: Self) -> Self {
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { Self($f(limit.0, self.0), $f(limit.1, self.1)) }
+            }
+        }
+    };
+}
+limit!(F32, larger, _mm256_max_ps);
+limit!(F32, smaller, _mm256_min_ps);
+limit!(F64, larger, _mm256_max_pd);
+limit!(F64, smaller, _mm256_min_pd);
+real!(F32, Avx2, larger, smaller);
+real!(F64, Avx2, larger, smaller);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $and:ident,

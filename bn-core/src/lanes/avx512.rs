@@ -114,11 +114,24 @@ operator!(F64, Add, add, _mm512_add_pd);
 operator!(F64, Sub, sub, _mm512_sub_pd);
 operator!(F64, Mul, mul, _mm512_mul_pd);
 
-// Of equal numbers, and where one is NaN, the second operand is the result.
-// SAFETY: a vector of this type exists only where a token does.
-real!(F32, Avx512, |v, limit| unsafe { F32(_mm512_max_ps(limit.0, v.0)) }, unsafe { F32(_mm512_min_ps(limit.0, v.0)) });
-// SAFETY: as above.
-real!(F64, Avx512, |v, limit| unsafe { F64(_mm512_max_pd(limit.0, v.0)) }, unsafe { F64(_mm512_min_pd(limit.0, v.0)) });
+/// Of equal numbers, and where one is NaN, the result is the second operand.
+macro_rules! limit {
+    ($t:ident, $name:ident, $f:ident) => {
+        impl $t {
+            #[inline(always)]
+            fn $name(self, limit: Self) -> Self {
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { Self($f(limit.0, self.0)) }
+            }
+        }
+    };
+}
+limit!(F32, larger, _mm512_max_ps);
+limit!(F32, smaller, _mm512_min_ps);
+limit!(F64, larger, _mm512_max_pd);
+limit!(F64, smaller, _mm512_min_pd);
+real!(F32, Avx512, larger, smaller);
+real!(F64, Avx512, larger, smaller);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,

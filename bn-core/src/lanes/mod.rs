@@ -209,7 +209,7 @@ impl Real for f64 {
 
 /// The operations of [`Real`] for a vector type.
 macro_rules! real {
-    ($t:ty, $token:ty $(, |$v:ident, $limit:ident| $at_least:expr, $at_most:expr)?) => {
+    ($t:ty, $token:ty $(, $larger:ident, $smaller:ident)?) => {
         impl $crate::lanes::Real for $t {
             type Token = $token;
             #[inline(always)]
@@ -222,14 +222,12 @@ macro_rules! real {
             }
             $(
                 #[inline(always)]
-                fn at_least(self, $limit: Self) -> Self {
-                    let $v = self;
-                    $at_least
+                fn at_least(self, floor: Self) -> Self {
+                    self.$larger(floor)
                 }
                 #[inline(always)]
-                fn at_most(self, $limit: Self) -> Self {
-                    let $v = self;
-                    $at_most
+                fn at_most(self, ceiling: Self) -> Self {
+                    self.$smaller(ceiling)
                 }
             )?
         }

@@ -375,7 +375,7 @@ where
             (self.wide[n], self.sum[n]) = (0.0, Compute::<E>::ZERO);
             let mut level = 0;
             while level < root && (i >> level) & 1 == 1 {
-                sum = self.parts[level][n] + sum;
+                sum += self.parts[level][n];
                 level += 1;
             }
             if i + 1 < lanes {
