@@ -6,7 +6,7 @@ export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 # Few of what is slow: oracles and threads.
-declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [fold]=20000 [capi]=20000
+declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [fold]=20000 [capi]=10000
     [errors]=50000)
 targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages fold capi errors)

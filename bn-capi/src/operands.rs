@@ -111,6 +111,10 @@ impl Operands {
 
     fn push(&mut self, start: usize, bytes: usize, stride: Stride, role: Role, written: bool) -> Result<(), Refused> {
         let end = start.checked_add(bytes).ok_or(Refused(BATCHNORM_ERROR_SIZE))?;
+        // What is empty overlaps nothing, wherever it is.
+        if bytes == 0 {
+            return Ok(());
+        }
         debug_assert!(self.len < MOST);
         if let Some(slot) = self.list.get_mut(self.len) {
             *slot = Buffer { start, end, stride, role, written };
@@ -255,6 +259,19 @@ mod tests {
             }
         }
         all
+    }
+
+    #[test]
+    fn what_is_empty_overlaps_nothing() {
+        let memory = [0_f32; 4];
+        let whole = memory.as_ptr().cast();
+        let within = memory[2..].as_ptr().cast();
+        for (len, expected) in [(0, Ok(())), (1, Err(Refused(BATCHNORM_ERROR_OVERLAP)))] {
+            let mut to = Operands::new();
+            to.array::<f32>(whole, memory.len(), true).unwrap();
+            to.array::<f32>(within, len, true).unwrap();
+            assert_eq!(to.apart(), expected);
+        }
     }
 
     /// Whatever counts as interleaved has no element in common; and the usual slices count.
