@@ -1,4 +1,4 @@
-//! The two ways of walking a tensor, and the cutting of it into cells.
+//! The two ways of walking a tensor, with vectors or element by element, and the cutting of it into cells.
 
 pub(crate) mod grid;
 pub(crate) mod nchw;
