@@ -122,6 +122,11 @@ impl Activation {
     fn steepness(self) -> f64 {
         if let Activation::LeakyRelu(slope) = self { slope.max(1.0) } else { 1.0 }
     }
+
+    /// Halves of a subnormal by which y may be wrong: that of z, which may grow, and its own.
+    fn slack(self) -> f64 {
+        1.0 + self.steepness()
+    }
 }
 
 /// The bounds, in units. `docs/accuracy.md` says how they follow.
@@ -197,7 +202,9 @@ pub fn forward(
     let z: Vec<Real> = x.iter().enumerate().map(|(i, &x)| channel.y(x, p.gamma, p.beta, at(i))).collect();
     let top = z.iter().enumerate().fold(1.0f64, |m, (i, z)| m.max(z.hi.abs()).max((z.hi - at(i)).abs()));
     let scale = top + channel.scale(p.gamma).hi.abs() * kept;
-    let of_y = |i: usize| format.units(y[i], p.activation.forward(z[i]), scale * p.activation.steepness(), 2.0);
+    let of_y = |i: usize| {
+        format.units(y[i], p.activation.forward(z[i]), scale * p.activation.steepness(), p.activation.slack())
+    };
     Forward {
         y: (0..z.len()).map(of_y).fold(0.0, f64::max),
         mean: Format::F64.units_of(mean, exact_mean, sigma + kept, format),
@@ -226,7 +233,7 @@ pub fn inference(format: &Format, channel: &Channel, p: Parameters, x: &[f64], r
         let z = channel.y(x[i], p.gamma, p.beta, r);
         let exact = p.activation.forward(z);
         let scale = ((x[i] - mean.hi) * s.hi).abs() + p.beta.abs() + r.abs();
-        format.units(y[i], exact, scale * p.activation.steepness(), 2.0)
+        format.units(y[i], exact, scale * p.activation.steepness(), p.activation.slack())
     };
     (0..x.len()).map(of).fold(0.0, f64::max)
 }

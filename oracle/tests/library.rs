@@ -185,3 +185,18 @@ fn a_slope_may_overflow() {
     let e = p.judge_backward(1, &forward, &made, Through::Batch);
     assert!(e.dx <= limit::CONTRACT && e.dgamma <= limit::CONTRACT && e.dbeta <= limit::CONTRACT, "{e:?}");
 }
+
+/// A subnormal z behind a slope above 1: what rounding z has cost grows with it.
+#[test]
+fn a_slope_multiplies_what_a_subnormal_lost() {
+    let slope = 130.0 / 64.0;
+    let x: Vec<f32> = (1..200).map(|i| -1.917669e-37 / i as f32).collect();
+    let p = Problem {
+        epsilon: 1e-5,
+        activation: Activation::LeakyRelu(slope),
+        running: (vec![1.3811e-40], vec![5.066717e6]),
+        ..problem(Shape::nhwc(x.len(), 1, &[]).unwrap(), &x, &x)
+    };
+    let error = p.judge_inference(0, &p.inference(How::default()));
+    assert!(error <= limit::INFERENCE, "{error}");
+}
