@@ -15,7 +15,7 @@ use crate::kernel::normalize::inverse_std;
 use crate::lanes::Scalar;
 use crate::layout::grid::{ceil, part};
 use crate::layout::{Channels, Place};
-use crate::moments::{GradSums, Moments};
+use crate::moments::{GradSums, Moments, Weights};
 use crate::shape::Operand;
 use crate::stages::Backward;
 
@@ -465,10 +465,11 @@ impl<T: Element> BatchNorm<T> {
                     let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
                     let n = self.count(&view.statistics, c).max(1) as f64;
                     // Where the mean was rounded: dot and mean as they are about the measured one.
-                    let dot = dot - off / n * dbeta;
+                    let off = if off == 0.0 { off } else { off / n };
+                    let dot = dot - off * dbeta;
                     // Where x came from y: (x − mean) is s times smaller than what was summed.
                     let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
-                    (GradSums { dbeta, dot }, off / n)
+                    (GradSums { dbeta, dot }, off)
                 };
                 self.apply_at(view, band, &reduced, output, &mut run)?;
             }
@@ -570,15 +571,19 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         let statistics = &view.statistics;
         run.once(&|| {
+            if output.dgamma.is_none() && output.dbeta.is_none() {
+                return;
+            }
             for c in band.first..band.end {
+                let (sums, _) = sums(c);
                 // SAFETY: both have an entry per channel; this is the only thread.
                 unsafe {
                     if let Some(dgamma) = output.dgamma {
                         let inverse = inverse_std(self.variance(statistics, c), self.epsilon);
-                        *dgamma.at(c) = Scalar::from_f64(sums(c).0.dot * inverse);
+                        *dgamma.at(c) = Scalar::from_f64(sums.dot * inverse);
                     }
                     if let Some(dbeta) = output.dbeta {
-                        *dbeta.at(c) = Scalar::from_f64(sums(c).0.dbeta);
+                        *dbeta.at(c) = Scalar::from_f64(sums.dbeta);
                     }
                 }
             }
@@ -618,18 +623,22 @@ impl<T: Element> BatchNorm<T> {
     ) -> Coefficients<T::Param, 5> {
         let (n, variance) = (self.count(&view.statistics, c).max(1) as f64, self.variance(&view.statistics, c));
         let sigma2 = variance + self.epsilon;
-        let slope = if sigma2 == 0.0 { 0.0 } else { sums.dot / (n * sigma2) };
-        let (sigma, reach, s) = (libm::sqrt(sigma2), libm::sqrt(variance * n), self.scale(view, c));
-        let e = sums.dbeta / n;
+        let sigma = libm::sqrt(sigma2);
+        let (slope, inverse) = if sigma2 == 0.0 { (0.0, 0.0) } else { (sums.dot / (n * sigma2), 1.0 / sigma) };
+        let (e, s) = (sums.dbeta / n, entry(view.gamma, c, 1.0) * inverse);
+        // |x − mean| is at most this.
+        let reach = || libm::sqrt(variance * n);
         match &view.output {
             None => {
                 let mean = self.mean(&view.statistics, c) + off;
+                // A root takes as long as a division, and a number's own size mostly tells that of its root.
+                let reach = if variance * n <= T::Param::SAFE_MAX { 0.0 } else { reach() };
                 constants::<T::Param>(e, mean, slope, s, sigma, reach)
             }
             // x − mean is (z − β)/s.
             Some((_, affine)) => {
                 let size = s.abs();
-                constants::<T::Param>(e, affine.beta(c), quotient(slope, s), s, sigma * size, reach * size)
+                constants::<T::Param>(e, affine.beta(c), quotient(slope, s), s, sigma * size, reach() * size)
             }
         }
     }
@@ -735,7 +744,7 @@ impl Sink<2, 2> for SumSink<'_> {
         [dbeta, dot]
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64) {
+    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64, _: &mut Weights) {
         // SAFETY: by the caller.
         unsafe { self.add(channel, sums) }
     }
@@ -747,7 +756,7 @@ impl Sink<2, 3> for SumSink<'_> {
         self.about_mean(channel, [e, ed], self.measure.then_some(d), k, count)
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {
+    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64, _: &mut Weights) {
         // SAFETY: by the caller.
         unsafe { self.add(channel, sums) }
     }

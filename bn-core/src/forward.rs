@@ -8,7 +8,7 @@ use crate::exec::{Run, Shared};
 use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::layout::Place;
-use crate::moments::Moments;
+use crate::moments::{Moments, Weights};
 use crate::shape::Operand;
 
 impl<T: Element> BatchNorm<T> {
@@ -202,7 +202,7 @@ impl<T: Element> BatchNorm<T> {
             // SAFETY: an entry per channel.
             let m = unsafe { *moments.at(c) };
             let scale = affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
-            split::<T::Param>(m.mean, scale, affine.beta(c), Some(libm::sqrt(m.m2)))
+            split::<T::Param>(m.mean, scale, affine.beta(c), Some(m.m2))
         };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &coefficients, y, run) }
@@ -243,8 +243,15 @@ impl Sink<1, 2> for MomentSink {
         sums
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {
+    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64, weights: &mut Weights) {
         // SAFETY: the slice has an entry per channel; the caller has this one to itself.
-        unsafe { (*self.at.at(channel - self.first)).merge(&Moments { count, mean, m2 }) }
+        let into = unsafe { &mut *self.at.at(channel - self.first) };
+        let cell = Moments { count, mean, m2 };
+        if into.count == 0 || count == 0 {
+            into.merge(&cell);
+        } else {
+            weights.update(into.count, count);
+            into.merge_by(&cell, weights);
+        }
     }
 }

@@ -20,17 +20,25 @@ use crate::activation::{Rectifier, Rectify};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
 
+/// 2⁵⁰: the product of a scale and a reach below it is far below `SAFE_MAX`.
+const FAR_INSIDE: f64 = f64::from_bits((1023 + 50) << 52);
+
 /// Mean, scale and shift of a channel in f64, and whether f32 arithmetic is safe there.
 ///
-/// `reach` bounds |x − mean| where it is known (training: √m2), and is 0 where it is not.
+/// `m2` is Σ (x − mean)² where it is known: in training.
 #[inline(always)]
-pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, reach: Option<f64>) -> Coefficients<S, 3> {
+pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>) -> Coefficients<S, 3> {
     let high = S::from_f64(mean);
     let low = mean - high.to_f64();
     let shift = beta - low * scale;
-    let inside = match reach {
+    let inside = match m2 {
+        // Far inside, as nearly always: without the root.
+        Some(m2) if m2 <= FAR_INSIDE && scale.abs() <= FAR_INSIDE && beta.abs() <= FAR_INSIDE => true,
         // Training: |x − μ| ≤ √m2, and |y − β| ≤ |γ|·√n ≤ scale·√m2 where ε is small.
-        Some(r) => !(r > S::SAFE_MAX * 32.0) && !((scale * r).abs() + beta.abs() > S::SAFE_MAX * 32.0),
+        Some(m2) => {
+            let r = libm::sqrt(m2);
+            !(r > S::SAFE_MAX * 32.0) && !((scale * r).abs() + beta.abs() > S::SAFE_MAX * 32.0)
+        }
         // Inference: x is anything; adding a mean or a beta below 2¹⁰² to it cannot overflow.
         None => !(mean.abs() >= S::SAFE_MAX / 262144.0) && !(beta.abs() >= S::SAFE_MAX / 262144.0),
     };

@@ -62,26 +62,59 @@ impl Lanes for Avx512 {
     unsafe fn load_bf16(self, p: *const u16) -> F32 {
         // SAFETY: as above.
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            F32(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            // To the upper half of each lane, zeros below: one permutation instead of widening and shifting.
+            let halves = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
+            F32(_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaa_aaaa, spread(), halves)))
         }
     }
     #[cfg(feature = "half")]
     #[inline(always)]
     unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above. The rounding is that of `super::half::narrow_bf16`; the instruction for
-        // it, VCVTNEPS2BF16, flushes subnormals.
+        // it, VCVTNEPS2BF16, flushes subnormals. It stays in the upper halves until they are gathered: six
+        // instructions instead of ten.
         unsafe {
             let bits = _mm512_castps_si512(v.0);
-            let high = _mm512_srli_epi32::<16>(bits);
-            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v.0, v.0);
-            let rounded = _mm512_srli_epi32::<16>(rounded);
-            let r = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
-            store::<PAST>(p, _mm512_cvtepi32_epi16(r));
+            let half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
+            let r = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+            store::<PAST>(p, _mm512_castsi512_si256(_mm512_permutexvar_epi16(gather(), r)));
         }
     }
+}
+
+/// For a permutation of 16-bit words: word i / 2 of what is loaded goes to word i.
+#[cfg(feature = "half")]
+#[inline(always)]
+fn spread() -> __m512i {
+    const WORDS: [u16; 32] = {
+        let (mut w, mut i) = ([0; 32], 0);
+        while i < 32 {
+            w[i] = i as u16 / 2;
+            i += 1;
+        }
+        w
+    };
+    // SAFETY: called where a token has been; the sizes agree.
+    unsafe { core::mem::transmute(WORDS) }
+}
+
+/// The upper words of all lanes, side by side; then anything.
+#[cfg(feature = "half")]
+#[inline(always)]
+fn gather() -> __m512i {
+    const WORDS: [u16; 32] = {
+        let (mut w, mut i) = ([0; 32], 0);
+        while i < 32 {
+            w[i] = (2 * i as u16 + 1) % 32;
+            i += 1;
+        }
+        w
+    };
+    // SAFETY: as above.
+    unsafe { core::mem::transmute(WORDS) }
 }
 
 /// Writes 16 halves, past the caches or not.
