@@ -142,7 +142,7 @@ if wanted cortex-m0; then
     step 'cortex-m0'
     build cortex-m0-instructions small thumbv6m-none-eabi all '' BN_BOARD=mps2
     run cortex-m0-instructions bash -c 'arm -M mps2-an386 -cpu cortex-m4 -kernel "$0"' "$program"
-    for part in {f32,f64}-{inference,training,running,backward}; do
+    for part in {f32,f64}-{inference,training,running,deployment,backward}; do
         if ! build "cortex-m0-$part" small thumbv6m-none-eabi "$part" '' BN_BOARD=microbit 2>"$out/log"; then
             grep -q 'will not fit in region' "$out/log" || { cat "$out/log" >&2; die "cortex-m0 $part does not build"; }
             echo "cortex-m0 $part: $(grep -om1 'will not fit.*bytes' "$out/log" || echo 'does not fit')"

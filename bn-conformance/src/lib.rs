@@ -18,15 +18,17 @@
 #![warn(missing_docs)]
 
 mod data;
+mod deploy;
 mod hash;
 mod problems;
 
 use bn_core::{
     Affine, BackwardInput, BatchNorm, Error, GradSums, Gradients, Isa, Moments, Momentum, Op, Prepared, Run,
-    RunningStats, Shape, Statistics, Variance, merge_moments,
+    RunningStats, Shape, Statistics, Stride, Strides, Variance, merge_moments,
 };
 use bytemuck::Pod;
 use data::{Pattern, Random, Tested, TestedParam, factors, parameters, statistics, tensor};
+pub use deploy::deployment;
 use hash::Hash;
 use problems::{PROBLEMS, Problem};
 
@@ -97,6 +99,7 @@ fn of_element<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     // Half-precision types have the statistics of f32.
     if T::NAME == <T::Param as Tested>::NAME {
         running::<T>(arena, report);
+        deployment::<T>(arena, report);
     }
     backward::<T>(isa, arena, report);
 }
@@ -153,6 +156,45 @@ impl Problem {
         let shape = Shape::new(self.layout, self.batch, self.channels, &[self.spatial])?;
         let plan = BatchNorm::new(shape, 1e-5)?.with_activation(self.activation)?.with_isa(isa);
         Ok(plan.allow_one_value())
+    }
+
+    /// Runs in an image, and elements in a run.
+    fn runs(&self) -> (usize, usize) {
+        match self.layout {
+            bn_core::Layout::Nchw => (self.channels, self.spatial),
+            _ => (self.spatial, self.channels),
+        }
+    }
+
+    /// So many elements between runs, and between images.
+    fn gaps(&self, inner: usize, batch: usize) -> Stride {
+        let (runs, run) = self.runs();
+        Stride { inner: run + inner, batch: runs * (run + inner) + batch }
+    }
+
+    /// Every operand with gaps of its own, but for the residual.
+    fn strides(&self) -> Strides {
+        let (x, y) = (self.gaps(3, 5), self.gaps(1, 0));
+        Strides { x, y, dy: y, dx: self.gaps(2, 1), dresidual: x, ..Default::default() }
+    }
+
+    /// Memory for an operand with gaps, something other than 0.
+    fn room<'a, T: Element>(&self, a: &mut Arena<'a>, stride: Stride) -> Result<&'a mut [T], Stop> {
+        let shape = Shape::new(self.layout, self.batch, self.channels, &[self.spatial])?;
+        self.output(a, stride.span(&shape)?)
+    }
+
+    /// Such an operand, from what it is without gaps.
+    fn spread<'a, T: Element>(&self, a: &mut Arena<'a>, stride: Stride, dense: &[T]) -> Result<&'a mut [T], Stop> {
+        let to = self.room::<T>(a, stride)?;
+        let (runs, run) = self.runs();
+        for (i, from) in dense.chunks_exact(run).enumerate() {
+            let at = i / runs * stride.batch + i % runs * stride.inner;
+            if let Some(to) = to.get_mut(at..at + run) {
+                to.copy_from_slice(from);
+            }
+        }
+        Ok(to)
     }
 
     fn seed(&self, role: u32) -> u32 {
@@ -285,7 +327,7 @@ pub fn inference<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     });
 }
 
-/// Training: in one call, in place, in stages.
+/// Training: in one call, in place, with strides, in stages.
 pub fn training<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     each::<T>("training", false, arena, report, |p, mut a| {
         let (x, residual, affine) = (p.x::<T>(&mut a)?, p.residual(&mut a)?, p.affine(&mut a)?);
@@ -298,6 +340,15 @@ pub fn training<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
         let moments = p.output(&mut a, p.channels)?;
         p.plan(isa)?.forward_training_in_place(x, residual, affine, moments, Run::serial(a.workspace()))?;
         Ok(hash_of(&[&|h| h.all(x), &|h| h.all(moments)]))
+    });
+    each::<T>("training-strided", false, arena, report, |p, mut a| {
+        let (strides, dense) = (p.strides(), p.x::<T>(&mut a)?);
+        let x = p.spread(&mut a, strides.x, dense)?;
+        let (residual, affine) = (p.residual(&mut a)?, p.affine(&mut a)?);
+        let (y, moments) = (p.room::<T>(&mut a, strides.y)?, p.output(&mut a, p.channels)?);
+        let plan = p.plan(isa)?.with_strides(strides)?;
+        plan.forward_training(x, residual, affine, &mut *y, moments, Run::serial(a.workspace()))?;
+        Ok(hash_of(&[&|h| h.all(y), &|h| h.all(moments)]))
     });
     // Statistics of two batches; the second one is normalized with them.
     each::<T>("moments-normalize", false, arena, report, |p, mut a| {
@@ -360,6 +411,49 @@ pub fn backward<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     each::<T>("backward-running", false, arena, report, |p, a| gradients::<T>(isa, p, a, How::Running));
     each::<T>("backward-stages", false, arena, report, |p, a| gradients::<T>(isa, p, a, How::Stages));
     each::<T>("backward-in-place", true, arena, report, |p, a| gradients::<T>(isa, p, a, How::InPlace));
+    each::<T>("backward-strided", false, arena, report, |p, mut a| {
+        let (strides, plan) = (p.strides(), p.plan::<T>(isa)?.with_strides(p.strides())?);
+        let (x, dy) = (p.x::<T>(&mut a)?, p.dy::<T>(&mut a)?);
+        let moments = p.statistics(&mut a, x)?;
+        let (x, dy) = (p.spread(&mut a, strides.x, x)?, p.spread(&mut a, strides.dy, dy)?);
+        let y = match p.tensor::<T>(&mut a, 10, Pattern::Activated, 0) {
+            _ if p.activation == bn_core::Activation::Identity => None,
+            Some(y) => Some(&*p.spread(&mut a, strides.y, y)?),
+            None => return Err(Stop::Memory),
+        };
+        let gamma = p.affine::<T::Param>(&mut a)?.gamma;
+        let (dx, dr) = (p.room::<T>(&mut a, strides.dx)?, p.room::<T>(&mut a, strides.dresidual)?);
+        let input = BackwardInput { x, y, dy, gamma, statistics: Statistics::Batch(moments) };
+        let output =
+            Gradients { dx: Some((&mut *dx).into()), dresidual: Some((&mut *dr).into()), ..Default::default() };
+        plan.backward(input, output, Run::serial(a.workspace()))?;
+        Ok(hash_of(&[&|h| h.all(dx), &|h| h.all(dr)]))
+    });
+    // From y alone, where the activation can be undone; else without one.
+    each::<T>("backward-from-output", false, arena, report, |p, mut a| {
+        let activation = match p.activation {
+            keep @ (bn_core::Activation::Identity | bn_core::Activation::LeakyRelu { .. }) => keep,
+            _ => bn_core::Activation::Identity,
+        };
+        let plan = p.plan::<T>(isa)?.with_activation(activation)?;
+        let (x, dy, affine) = (p.x::<T>(&mut a)?, p.dy::<T>(&mut a)?, p.affine::<T::Param>(&mut a)?);
+        let moments = p.statistics(&mut a, x)?;
+        let y = p.output::<T>(&mut a, p.len())?;
+        let (dgamma, dbeta) = (p.output::<T::Param>(&mut a, p.channels)?, p.output::<T::Param>(&mut a, p.channels)?);
+        let workspace = a.workspace();
+        plan.normalize(x, None, affine, moments, &mut *y, Run::serial(workspace))?;
+        let output = Gradients { dgamma: Some(dgamma), dbeta: Some(dbeta), ..Default::default() };
+        match plan.backward_from_output_in_place(y, dy, affine, moments, output, Run::serial(workspace)) {
+            // As it must be where gamma is 0: the same without it.
+            Err(Error::NotInvertible { .. }) => {
+                let output = Gradients { dgamma: Some(dgamma), dbeta: Some(dbeta), ..Default::default() };
+                let affine = Affine { gamma: None, ..affine };
+                plan.backward_from_output_in_place(y, dy, affine, moments, output, Run::serial(workspace))?;
+            }
+            other => other?,
+        }
+        Ok(hash_of(&[&|h| h.all(dy), &|h| h.all(dgamma), &|h| h.all(dbeta)]))
+    });
 }
 
 #[derive(Clone, Copy, PartialEq)]

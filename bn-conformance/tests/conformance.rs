@@ -50,3 +50,25 @@ fn cases_have_names_of_their_own() {
     let names: std::collections::HashSet<_> = cases.iter().map(|c| (c.element, c.operation, c.problem)).collect();
     assert_eq!(names.len(), cases.len());
 }
+
+/// The bits are those of the record, whatever the machine: who changes them raises
+/// [`bn_core::BITS_VERSION`], says so in CHANGELOG.md, and makes a new record
+/// (`examples/record.rs`).
+#[test]
+fn bits_are_those_of_the_record() {
+    let record = include_str!("../bits/1.txt");
+    assert!(record.starts_with(&format!("# BITS_VERSION {}:", bn_core::BITS_VERSION)));
+    let mut recorded: std::collections::HashMap<&str, &str> =
+        record.lines().skip(1).map(|line| line.rsplit_once(' ').unwrap()).collect();
+    let (cases, _) = run(Isa::detect(), ALL_WORDS);
+    let elements: std::collections::HashSet<_> = cases.iter().map(|c| c.element).collect();
+    for c in cases {
+        let name = format!("{} {} {}", c.element, c.operation, c.problem);
+        let Outcome::Hash(hash) = c.outcome else { panic!("{c:?}") };
+        let expected = recorded.remove(name.as_str());
+        assert_eq!(expected, Some(format!("{hash:016x}").as_str()), "{name}: other bits than the record's");
+    }
+    // Types that this build has not stay; nothing else does.
+    recorded.retain(|name, _| elements.contains(name.split(' ').next().unwrap_or_default()));
+    assert!(recorded.is_empty(), "recorded, and not run: {recorded:?}");
+}
