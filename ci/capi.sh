@@ -3,7 +3,7 @@
 # them (installed, by pkg-config), and the firmware archive.
 #
 #   ci/capi.sh               all
-#   ci/capi.sh firmware      the archive for Cortex-M4F alone
+#   ci/capi.sh firmware      the archive for Cortex-M4F and its example alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -45,8 +45,40 @@ firmware() {
     done
 }
 
+# The network of examples/firmware, on the host in C, on an emulated Cortex-M4F in C and in Rust: the same bits.
+firmware_example() {
+    step 'firmware: a network step, in C and Rust, with the bits of the host'
+    local target=thumbv7em-none-eabihf from=bn-capi/examples/firmware to rust
+    to=$CARGO_TARGET_DIR/$target/firmware/net
+    mkdir -p "$to"
+    local c=("${flags[@]}" -Wno-overlength-strings -std=c99 -ffp-contract=off -Ibn-capi/include "-I$to")
+    local host=("$libraries/libbatchnorm.a" -lpthread -ldl -lm)
+    gcc "${c[@]}" $from/table.c "${host[@]}" -o "$to/table"
+    "$to/table" >"$to/table.h"
+    gcc "${c[@]}" $from/net.c "${host[@]}" -o "$to/net"
+    "$to/net" >"$to/host.txt"
+    arm-none-eabi-gcc "${c[@]}" -Os -mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 -ffunction-sections \
+        -nostartfiles --specs=nano.specs -T $from/board.ld -Wl,--gc-sections -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments \
+        $from/net.c $from/startup.c "$CARGO_TARGET_DIR/$target/firmware/libbatchnorm.a" -o "$to/net.elf"
+    arm-none-eabi-size "$to/net.elf"
+    ! arm-none-eabi-nm "$to/net.elf" | grep -E ' (malloc|_malloc_r|_sbrk)$' || die 'the firmware has a heap'
+    (cd embedded && BN_BOARD=mps2 ../ci/cross.sh cargo build --locked --quiet --profile small -p runner --bin net --target $target)
+    rust=$CARGO_TARGET_DIR/$target/small/net
+    local program
+    for program in "$to/net.elf" "$rust"; do
+        timeout 60 qemu-system-arm -M mps2-an386 -cpu cortex-m4 -nographic -semihosting-config enable=on,target=native \
+            -kernel "$program" >"$program.txt" 2>&1 </dev/null || { cat "$program.txt"; die "$program failed"; }
+    done
+    sed 's/\r$//' "$to/net.elf.txt"
+    # The stack is the emulated one's business alone.
+    sed 's/\r$//; /^stack/d' "$to/net.elf.txt" | diff - "$to/host.txt" || die 'C: other bits than on the host'
+    sed 's/\r$//' "$rust.txt" | diff - "$to/host.txt" || die 'Rust: other bits than on the host'
+}
+
 if [ "${1:-}" = firmware ]; then
+    cargo build --release -p bn-capi
     firmware
+    firmware_example
     exit
 fi
 
@@ -91,3 +123,4 @@ LD_LIBRARY_PATH=$prefix/lib "$prefix/inference"
 
 ci/cross.sh install
 firmware
+firmware_example

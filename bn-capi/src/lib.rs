@@ -60,13 +60,13 @@ macro_rules! by_dtype {
             unsafe {
                 let (desc, dtype) = descriptor($desc)?;
                 match dtype {
-                    Dtype::F32 => calls::$call(&Plan::<f32>::new(&desc)?, $($arg),*),
+                    Dtype::F32 => calls::$call(&Plan::<f32>::new(desc)?, $($arg),*),
                     #[cfg(feature = "f64")]
-                    Dtype::F64 => calls::$call(&Plan::<f64>::new(&desc)?, $($arg),*),
+                    Dtype::F64 => calls::$call(&Plan::<f64>::new(desc)?, $($arg),*),
                     #[cfg(feature = "half")]
-                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(&desc)?, $($arg),*),
+                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(desc)?, $($arg),*),
                     #[cfg(feature = "half")]
-                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(&desc)?, $($arg),*),
+                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(desc)?, $($arg),*),
                 }
             }
         })
@@ -81,13 +81,13 @@ macro_rules! by_float_dtype {
             unsafe {
                 let (desc, dtype) = descriptor($desc)?;
                 match dtype {
-                    Dtype::F32 => calls::$call(&Plan::<f32>::new(&desc)?, $($arg),*),
+                    Dtype::F32 => calls::$call(&Plan::<f32>::new(desc)?, $($arg),*),
                     #[cfg(feature = "f64")]
                     Dtype::F64 => Err(status::Refused(BATCHNORM_ERROR_DTYPE)),
                     #[cfg(feature = "half")]
-                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(&desc)?, $($arg),*),
+                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(desc)?, $($arg),*),
                     #[cfg(feature = "half")]
-                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(&desc)?, $($arg),*),
+                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(desc)?, $($arg),*),
                 }
             }
         })

@@ -221,7 +221,7 @@ impl Operands {
 }
 
 /// Whether a pointer is there and aligned.
-fn present<P>(ptr: *const c_void) -> Result<(), Refused> {
+pub(crate) fn present<P>(ptr: *const c_void) -> Result<(), Refused> {
     if ptr.is_null() {
         Err(Refused(BATCHNORM_ERROR_NULL))
     } else if !ptr.cast::<P>().is_aligned() {

@@ -91,16 +91,31 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Activation`] where its parameters make no sense.
     pub fn with_activation(mut self, activation: Activation) -> Result<Self, Error> {
+        self.set_activation(activation)?;
+        Ok(self)
+    }
+
+    /// As [`with_activation`](Self::with_activation), in place: nothing is moved, which counts where the stack is small.
+    /// Nor has anything changed where it fails.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_activation(&mut self, activation: Activation) -> Result<(), Error> {
         activation.check()?;
         self.activation = activation;
         self.rectifier = activation.into();
-        Ok(self)
+        Ok(())
     }
 
     /// With an ISA chosen by hand. The results are the same on each.
     pub fn with_isa(mut self, isa: Isa) -> Self {
-        self.engine.isa = isa;
+        self.set_isa(isa);
         self
+    }
+
+    /// As [`with_isa`](Self::with_isa), in place.
+    pub fn set_isa(&mut self, isa: Isa) {
+        self.engine.isa = isa;
     }
 
     /// With operands that are parts of larger tensors. Results are those of dense operands, bit for bit;
@@ -112,16 +127,30 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Stride`] where elements would overlap, or reach beyond the address space.
     pub fn with_strides(mut self, strides: Strides) -> Result<Self, Error> {
+        self.set_strides(strides)?;
+        Ok(self)
+    }
+
+    /// As [`with_strides`](Self::with_strides), in place: nothing has changed where it fails.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_strides(&mut self, strides: Strides) -> Result<(), Error> {
         self.strides = strides.resolve(&self.shape)?;
         self.engine.stride::<T>(&self.strides);
-        Ok(self)
+        Ok(())
     }
 
     /// Allows training on a single value per channel, whose variance is 0, so that y = β (plus
     /// residual). Without this that is [`Error::TooFewValues`], as in PyTorch.
     pub fn allow_one_value(mut self) -> Self {
-        self.one_value = true;
+        self.set_one_value(true);
         self
+    }
+
+    /// Whether that is allowed, in place.
+    pub fn set_one_value(&mut self, allowed: bool) {
+        self.one_value = allowed;
     }
 
     /// The shape.
