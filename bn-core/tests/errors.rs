@@ -3,8 +3,8 @@
 
 mod common;
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Error, Executor, GradSums, Gradients, Isa, Layout, Moments, Momentum,
-    Op, Prepared, Run, RunningStats, Serial, Shape, Statistics, Variance, merge_moments,
+    Activation, Affine, BackwardInput, BatchNorm, Error, Executor, GradSums, Gradients, Isa, IsaKind, Layout, Moments,
+    Momentum, Op, Prepared, Run, RunningStats, Serial, Shape, Statistics, Variance, merge_moments,
 };
 use common::places;
 use common::problem::{Problem, Real, moment_bits, random, with_workspace};
@@ -1144,4 +1144,22 @@ fn error_is_an_error() {
     assert_eq!(e.to_string(), Error::NoChannels.to_string());
     assert!(e.source().is_none());
     assert!(size_of::<Error>() <= 40);
+}
+
+/// The instructions that this CPU has, as the standard library sees them, are there; no others.
+#[cfg(all(target_arch = "x86_64", not(bn_single)))]
+#[test]
+fn isas_are_those_of_this_cpu() {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq");
+    assert!(Isa::new(IsaKind::Portable).is_some());
+    assert_eq!(Isa::new(IsaKind::Avx2).is_some(), avx2);
+    assert_eq!(Isa::new(IsaKind::Avx512).is_some(), avx512);
+    let best = if avx512 { IsaKind::Avx512 } else { IsaKind::Avx2 };
+    assert_eq!(Some(Isa::detect()), Isa::new(if avx2 { best } else { IsaKind::Portable }));
+    assert_eq!(Isa::available().count(), 1 + avx2 as usize + avx512 as usize);
 }
