@@ -1,6 +1,6 @@
 //! The conformance set, with memory of a fixed size, so that its hash is one number.
 
-use bn_conformance::{Case, Element, Outcome, Report, SMALL_WORDS};
+use bn_conformance::{Case, Outcome, SMALL_WORDS, of_element};
 use bn_core::Isa;
 
 /// A hash of the bits of all results: as [`bn_conformance::small`] has it, over the element types of this
@@ -19,25 +19,15 @@ pub(crate) fn hash(isa: Isa) -> u64 {
             }
         }
     };
-    element::<f32>(isa, &mut arena, true, &mut report);
+    of_element::<f32>(isa, &mut arena, &mut report);
     #[cfg(feature = "f64")]
-    element::<f64>(isa, &mut arena, true, &mut report);
+    of_element::<f64>(isa, &mut arena, &mut report);
     #[cfg(feature = "half")]
     {
-        // Their statistics are those of f32.
-        element::<half::f16>(isa, &mut arena, false, &mut report);
-        element::<half::bf16>(isa, &mut arena, false, &mut report);
+        of_element::<half::f16>(isa, &mut arena, &mut report);
+        of_element::<half::bf16>(isa, &mut arena, &mut report);
     }
     hash
-}
-
-fn element<T: Element>(isa: Isa, arena: &mut [u64], statistics: bool, report: Report<'_>) {
-    bn_conformance::inference::<T>(isa, arena, report);
-    bn_conformance::training::<T>(isa, arena, report);
-    if statistics {
-        bn_conformance::running::<T>(arena, report);
-    }
-    bn_conformance::backward::<T>(isa, arena, report);
 }
 
 #[cfg(test)]

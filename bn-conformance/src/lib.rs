@@ -93,7 +93,8 @@ pub fn all(isa: Isa, arena: &mut [u64], report: Report<'_>) -> u64 {
     total.value()
 }
 
-fn of_element<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
+/// All of one element type that fits into the memory.
+pub fn of_element<T: Element>(isa: Isa, arena: &mut [u64], report: Report<'_>) {
     inference::<T>(isa, arena, report);
     training::<T>(isa, arena, report);
     // Half-precision types have the statistics of f32.
