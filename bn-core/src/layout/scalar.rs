@@ -72,6 +72,7 @@ where
         parts: [[0.0; N]; PARTS],
         result: [0.0; N],
         same: true,
+        sample: Compute::<E>::ZERO,
     };
     for i in 1..K {
         sums.narrow[i] = op.constant(channel, i);
@@ -111,12 +112,28 @@ where
     (sums.k, R::settle(sums.k, sums.result, per_n))
 }
 
+/// Elements of a channel: so many, from an image or row and a position there on, with steps of either.
+#[derive(Clone, Copy)]
+struct Series {
+    item: usize,
+    items: usize,
+    position: usize,
+    positions: usize,
+    count: usize,
+}
+
+impl Series {
+    fn one(item: usize, position: usize) -> Self {
+        Series { item, items: 0, position, positions: 0, count: 1 }
+    }
+}
+
 /// What a walk comes by. Not a type parameter of the walk, or there would be a copy of it for each kind of sums.
 trait Visitor {
-    /// An element: of which image or row, and its position there.
-    fn element(&mut self, item: usize, position: usize);
-    /// An element of the rows left over.
-    fn rest(&mut self, item: usize, position: usize);
+    /// Elements of a chain, or of the sums in f64.
+    fn elements(&mut self, series: Series);
+    /// Elements of the rows left over.
+    fn rest(&mut self, series: Series);
     /// The end of a first-level sum.
     fn end_chain(&mut self);
     /// The end of the second-level sum of this lane, by its place in the order of [`walk`].
@@ -159,9 +176,8 @@ fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) 
                     let visit = geo.visits.get(v);
                     for t in 0..visit.count {
                         for f in 0..geo.fold {
-                            for a in 0..geo.adjacent {
-                                to.element(visit.item(t) * geo.fold + f, a);
-                            }
+                            let item = visit.item(t) * geo.fold + f;
+                            to.elements(Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
                         }
                     }
                 }
@@ -176,9 +192,8 @@ fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) 
                 }
             }
             for row in 0..geo.rest_of(g) {
-                for a in 0..geo.adjacent {
-                    to.rest(geo.folded * geo.fold + row, a);
-                }
+                let item = geo.folded * geo.fold + row;
+                to.rest(Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
             }
         }
     }
@@ -196,14 +211,14 @@ fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, exact: bool, t
         for run in 0..runs {
             let (from, end) = (part(piece.vectors, runs, run), part(piece.vectors, runs, run + 1));
             for t in 0..visit.count {
-                for vector in piece.first + from..piece.first + end {
-                    // The last vector overlaps its neighbour, if it is not whole.
-                    let last = geo.positions - lanes + lane;
-                    if vector < whole {
-                        to.element(visit.item(t), vector * lanes + lane);
-                    } else if last >= whole * lanes {
-                        to.element(visit.item(t), last);
-                    }
+                let (item, first, end) = (visit.item(t), piece.first + from, piece.first + end);
+                let position = first * lanes + lane;
+                let count = end.min(whole).saturating_sub(first);
+                to.elements(Series { positions: lanes, count, ..Series::one(item, position) });
+                // The last vector overlaps its neighbour, if it is not whole.
+                let last = geo.positions - lanes + lane;
+                if end > whole && last >= whole * lanes {
+                    to.elements(Series::one(item, last));
                 }
                 if !geo.spanning {
                     to.end_chain();
@@ -223,9 +238,8 @@ fn row_lane(geo: &Rows, g: usize, f: usize, a: usize, to: &mut dyn Visitor) {
         let (v0, v1) = geo.block_visits(block);
         for v in v0..v1 {
             let visit = geo.visits.get(v);
-            for t in 0..visit.count {
-                to.element(visit.item(t) * geo.fold + f, a);
-            }
+            let (item, items) = (visit.first * geo.fold + f, visit.step * geo.fold);
+            to.elements(Series { items, count: visit.count, ..Series::one(item, a) });
             if rem(v - v0, ROW_CHAIN) + 1 == ROW_CHAIN || v + 1 == v1 {
                 to.end_chain();
             }
@@ -236,6 +250,18 @@ fn row_lane(geo: &Rows, g: usize, f: usize, a: usize, to: &mut dyn Visitor) {
 
 /// Levels of the tree of all lanes.
 const PARTS: usize = super::MOST_LANES.trailing_zeros() as usize + 1;
+
+/// What becomes of an element.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    /// It is a sample for the pivot.
+    Sample,
+    /// It is added to the chain.
+    Chain,
+    /// It is added in f64: to the sums of the walk, or to the result.
+    Exactly,
+    Rest,
+}
 
 /// The sums of a channel.
 struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, const N: usize> {
@@ -256,6 +282,8 @@ struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, c
     result: [f64; N],
     /// Whether all elements so far are the pivot.
     same: bool,
+    /// The last sample.
+    sample: Compute<E>,
 }
 
 impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Sums<'_, E, R, I, J, K, N>
@@ -263,29 +291,58 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    /// The values of an element.
+    /// Goes through elements: the one place where they are read.
     #[inline(never)]
-    fn values(&self, item: usize, position: usize) -> [One<E>; J] {
-        let mut at = [core::ptr::null(); I];
-        for i in 0..I {
-            at[i] = self.from[i].at(item, self.channel, position).cast_const();
+    fn add(&mut self, series: Series, how: How) {
+        let ready = self.op.ready(LANE);
+        let Series { mut item, items, position, positions, mut count } = series;
+        // Rows of several images need not be evenly spaced.
+        let mut even = true;
+        for place in self.from {
+            even &= place.per_image == 0 || items == 0;
         }
-        // SAFETY: `reduce`'s caller vouches for the places, the geometry for the element.
-        R::values(&self.op.ready(LANE), unsafe { load_all(LANE, &at, 0) })
-    }
-
-    /// What an element adds, in f64.
-    fn exactly(&mut self, item: usize, position: usize) -> [f64; N] {
-        let (v, mut x) = (self.values(item, position), [0.0; J]);
-        for j in 0..J {
-            x[j] = first(v[j]).to_f64();
+        let k = splat_all(LANE, &self.narrow);
+        while count > 0 {
+            let run = if even { count } else { 1 };
+            let (mut at, mut step) = ([core::ptr::null(); I], [0; I]);
+            for i in 0..I {
+                at[i] = self.from[i].at(item, self.channel, position).cast_const();
+                step[i] = items * self.from[i].inner + positions * self.from[i].step;
+            }
+            for _ in 0..run {
+                // SAFETY: `reduce`'s caller vouches for the places, the geometry for the elements.
+                let v = R::values(&ready, unsafe { load_all(LANE, &at, 0) });
+                match how {
+                    How::Sample => self.sample = first(v[R::PIVOT_OF]),
+                    How::Chain => {
+                        let a = R::addends(v, k);
+                        for n in 0..N {
+                            self.chain[n] = self.chain[n] + first(a[n]);
+                        }
+                    }
+                    How::Exactly | How::Rest => {
+                        let mut x = [0.0; J];
+                        for j in 0..J {
+                            x[j] = first(v[j]).to_f64();
+                        }
+                        self.same &= x[R::PIVOT_OF] == self.k[0];
+                        let a = R::addends(x, self.k);
+                        let sums = if how == How::Rest { &mut self.result } else { &mut self.wide };
+                        for n in 0..N {
+                            sums[n] += a[n];
+                        }
+                    }
+                }
+                for i in 0..I {
+                    at[i] = at[i].wrapping_add(step[i]);
+                }
+            }
+            (item, count) = (item + items, count - run);
         }
-        self.same &= x[R::PIVOT_OF] == self.k[0];
-        R::addends(x, self.k)
     }
 
     /// The pivot, in the element's arithmetic; 0 where it overflows.
-    fn pivot(&self, grid: &Grid, g: usize) -> Compute<E> {
+    fn pivot(&mut self, grid: &Grid, g: usize) -> Compute<E> {
         let lanes = Compute::<E>::LANES;
         let zero = Compute::<E>::ZERO;
         let mut v = [zero; SAMPLES];
@@ -302,7 +359,8 @@ where
                 Grid::Rows(geo) if geo.rest > 0 => (geo.folded * geo.fold, 0),
                 Grid::Rows(_) => return zero,
             };
-            v[i] = first(self.values(item, position)[R::PIVOT_OF]);
+            self.add(Series::one(item, position), How::Sample);
+            v[i] = self.sample;
             if visits.0 == visits.1 {
                 samples = 1;
                 break;
@@ -340,25 +398,12 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    fn element(&mut self, item: usize, position: usize) {
-        if self.exact {
-            let a = self.exactly(item, position);
-            for n in 0..N {
-                self.wide[n] += a[n];
-            }
-        } else {
-            let a = R::addends(self.values(item, position), splat_all(LANE, &self.narrow));
-            for n in 0..N {
-                self.chain[n] = self.chain[n] + first(a[n]);
-            }
-        }
+    fn elements(&mut self, series: Series) {
+        self.add(series, if self.exact { How::Exactly } else { How::Chain });
     }
 
-    fn rest(&mut self, item: usize, position: usize) {
-        let a = self.exactly(item, position);
-        for n in 0..N {
-            self.result[n] += a[n];
-        }
+    fn rest(&mut self, series: Series) {
+        self.add(series, How::Rest);
     }
 
     fn end_chain(&mut self) {
@@ -412,15 +457,29 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
     M: Map<E, I, J, K, O>,
 {
     let ready = op.ready::<One<E>>(LANE);
+    // Rows of one position each, evenly spaced, are a run themselves.
+    let mut rows = positions.0 + 1 == positions.1;
+    for i in 0..I {
+        rows &= from[i].per_image == 0;
+    }
+    for o in 0..O {
+        rows &= to[o].per_image == 0;
+    }
+    let (runs, run) = (items.1 - items.0, positions.1 - positions.0);
+    let (runs, run) = if rows { (1, runs) } else { (runs, run) };
+    let stride = |place: &Place<E>| if rows { place.inner } else { place.step };
     for channel in channels.first..channels.end {
         let k = op.coefficients(channel);
         let safe = !M::EXACT || k.safe;
-        for item in items.0..items.1 {
-            for position in positions.0..positions.1 {
-                let mut at = [core::ptr::null(); I];
-                for i in 0..I {
-                    at[i] = from[i].at(item, channel, position).cast_const();
-                }
+        for item in items.0..items.0 + runs {
+            let (mut at, mut into) = ([core::ptr::null(); I], [core::ptr::null_mut(); O]);
+            for i in 0..I {
+                at[i] = from[i].at(item, channel, positions.0).cast_const();
+            }
+            for o in 0..O {
+                into[o] = to[o].at(item, channel, positions.0);
+            }
+            for _ in 0..run {
                 // SAFETY: by the caller.
                 let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
                 let sum = op.join(v, M::formula(v, splat_all(LANE, &k.narrow)));
@@ -431,7 +490,11 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
                 // The first output last: what is not wanted has its place.
                 for o in (0..O).rev() {
                     // SAFETY: by the caller.
-                    unsafe { E::store(out[o], to[o].at(item, channel, position)) };
+                    unsafe { E::store(out[o], into[o]) };
+                    into[o] = into[o].wrapping_add(stride(&to[o]));
+                }
+                for i in 0..I {
+                    at[i] = at[i].wrapping_add(stride(&from[i]));
                 }
             }
         }
