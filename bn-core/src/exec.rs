@@ -131,7 +131,11 @@ impl<'a> Run<'a> {
         body: &(dyn Fn(usize, &mut [u64]) + Sync),
     ) -> Result<(), Error> {
         debug_assert!(self.words >= slot);
+        #[cfg(not(target_has_atomic = "ptr"))]
+        let _ = width;
+        #[cfg(target_has_atomic = "ptr")]
         let slots = self.words.checked_div(slot).unwrap_or(width);
+        #[cfg(target_has_atomic = "ptr")]
         let phase = Phase { tickets: width.min(cells).min(slots), cells, slot };
         #[cfg(target_has_atomic = "ptr")]
         if let Some(only) = self.only {
@@ -161,6 +165,7 @@ impl<'a> Run<'a> {
 }
 
 /// How a phase is cut.
+#[cfg(target_has_atomic = "ptr")]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Phase {
     pub(crate) tickets: usize,
