@@ -153,9 +153,12 @@ impl Problem {
         self.batch * self.channels * self.spatial
     }
 
+    fn shape(&self) -> Result<Shape, Stop> {
+        Ok(Shape::new(self.layout, self.batch, self.channels, &[self.spatial])?)
+    }
+
     fn plan<T: Element>(&self, isa: Isa) -> Result<BatchNorm<T>, Stop> {
-        let shape = Shape::new(self.layout, self.batch, self.channels, &[self.spatial])?;
-        let plan = BatchNorm::new(shape, 1e-5)?.with_activation(self.activation)?.with_isa(isa);
+        let plan = BatchNorm::new(self.shape()?, 1e-5)?.with_activation(self.activation)?.with_isa(isa);
         Ok(plan.allow_one_value())
     }
 
@@ -181,8 +184,7 @@ impl Problem {
 
     /// Memory for an operand with gaps, something other than 0.
     fn room<'a, T: Element>(&self, a: &mut Arena<'a>, stride: Stride) -> Result<&'a mut [T], Stop> {
-        let shape = Shape::new(self.layout, self.batch, self.channels, &[self.spatial])?;
-        self.output(a, stride.span(&shape)?)
+        self.output(a, stride.span(&self.shape()?)?)
     }
 
     /// Such an operand, from what it is without gaps.

@@ -15,7 +15,7 @@ use crate::kernel::normalize::inverse_std;
 use crate::lanes::Scalar;
 use crate::layout::grid::{ceil, part};
 use crate::layout::{Channels, Place};
-use crate::moments::{GradSums, Moments, Weights};
+use crate::moments::{GradSums, Moments};
 use crate::shape::Operand;
 use crate::stages::Backward;
 
@@ -744,7 +744,7 @@ impl Sink<2, 2> for SumSink<'_> {
         [dbeta, dot]
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64, _: &mut Weights) {
+    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64) {
         // SAFETY: by the caller.
         unsafe { self.add(channel, sums) }
     }
@@ -756,7 +756,7 @@ impl Sink<2, 3> for SumSink<'_> {
         self.about_mean(channel, [e, ed], self.measure.then_some(d), k, count)
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64, _: &mut Weights) {
+    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {
         // SAFETY: by the caller.
         unsafe { self.add(channel, sums) }
     }

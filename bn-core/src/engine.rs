@@ -12,8 +12,7 @@ use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc, scalar};
-use crate::moments::Weights;
+use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc, one_by_one, scalar};
 use crate::shape::{Shape, Stride, Strides};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -57,24 +56,11 @@ struct Need {
 pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
     /// From sums of `count` elements about the constants `k` to what cells are joined as.
     fn convert(&self, channel: usize, sums: [f64; N], k: [f64; K], count: u64) -> [f64; N];
-    /// Joins the result of the next cell of a channel, of `count` elements; the weights may be those of another
-    /// channel.
+    /// Joins the result of the next cell of a channel, of `count` elements.
     ///
     /// # Safety
     /// No other thread joins to this channel.
-    unsafe fn join(&self, channel: usize, result: [f64; N], count: u64, weights: &mut Weights);
-}
-
-/// Reads numbers one by one: they have just been written so, and what reads pairs waits until they have left the
-/// store buffer (a fifth of the time that the moments of 32×64×14×14 took, NHWC).
-#[inline(always)]
-fn single<const N: usize>(r: &[f64; N]) -> [f64; N] {
-    let mut out = [0.0; N];
-    for n in 0..N {
-        // SAFETY: a reference.
-        out[n] = unsafe { core::ptr::read_volatile(&r[n]) };
-    }
-    out
+    unsafe fn join(&self, channel: usize, result: [f64; N], count: u64);
 }
 
 impl Engine {
@@ -254,7 +240,7 @@ impl Engine {
                 let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
                 let mut emit = |c: usize, r: [f64; N], k: [f64; K]| {
-                    for (n, v) in sink.convert(c, single(&r), k, count).into_iter().enumerate() {
+                    for (n, v) in sink.convert(c, one_by_one(&r), k, count).into_iter().enumerate() {
                         // SAFETY: one task per cell and channel; within the partials.
                         unsafe { *partials.at((g * channels + c - band.first) * N + n) = v };
                     }
@@ -273,26 +259,24 @@ impl Engine {
                 );
             })?;
             run.once(&|| {
-                let mut weights = Weights::default();
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
                     for c in 0..channels {
                         // SAFETY: all tasks have ended; within the partials. This is the only thread.
                         unsafe {
                             let v = core::array::from_fn(|n| *partials.at((g * channels + c) * N + n));
-                            sink.join(band.first + c, v, count, &mut weights);
+                            sink.join(band.first + c, v, count);
                         }
                     }
                 }
             })
         } else {
             run.phase(width, tiles, slot, &|task, scratch| {
-                let mut weights = Weights::default();
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
                     // SAFETY: this task has these channels to itself.
                     let mut emit = |c: usize, r: [f64; N], k: [f64; K]| unsafe {
-                        sink.join(c, sink.convert(c, single(&r), k, count), count, &mut weights);
+                        sink.join(c, sink.convert(c, one_by_one(&r), k, count), count);
                     };
                     let (channels, emit) = (of_tile(task), &mut emit as _);
                     dispatch(

@@ -8,7 +8,7 @@ use crate::exec::{Run, Shared};
 use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::layout::Place;
-use crate::moments::{Moments, Weights};
+use crate::moments::Moments;
 use crate::shape::Operand;
 
 impl<T: Element> BatchNorm<T> {
@@ -243,15 +243,8 @@ impl Sink<1, 2> for MomentSink {
         sums
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64, weights: &mut Weights) {
+    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {
         // SAFETY: the slice has an entry per channel; the caller has this one to itself.
-        let into = unsafe { &mut *self.at.at(channel - self.first) };
-        let cell = Moments { count, mean, m2 };
-        if into.count == 0 || count == 0 {
-            into.merge(&cell);
-        } else {
-            weights.update(into.count, count);
-            into.merge_by(&cell, weights);
-        }
+        unsafe { (*self.at.at(channel - self.first)).merge(&Moments { count, mean, m2 }) }
     }
 }

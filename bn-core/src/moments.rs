@@ -107,43 +107,11 @@ impl Moments {
             *self = *other;
             return;
         }
-        self.merge_by(other, &Weights::of(self.count, other.count));
-    }
-
-    /// The same with the weights at hand; neither is empty.
-    #[inline(always)]
-    pub(crate) fn merge_by(&mut self, other: &Moments, w: &Weights) {
         let delta = other.mean - self.mean;
-        self.m2 += other.m2 + delta * delta * w.between;
-        self.mean += delta * w.share;
+        let share = other.count as f64 / (self.count + other.count) as f64;
+        self.m2 += other.m2 + delta * delta * (self.count as f64 * share);
+        self.mean += delta * share;
         self.count += other.count;
-    }
-}
-
-/// What a merge takes from the counts alone: the same for all channels of a cell, of which it is the division that
-/// costs (a quarter of the moments of 32×64×14×14, NHWC).
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Weights {
-    counts: (u64, u64),
-    /// n₂/(n₁ + n₂), by which the mean moves.
-    share: f64,
-    /// n₁·n₂/(n₁ + n₂), the weight of the squared distance.
-    between: f64,
-}
-
-impl Weights {
-    #[inline(always)]
-    fn of(into: u64, from: u64) -> Self {
-        let share = from as f64 / (into + from) as f64;
-        Weights { counts: (into, from), share, between: into as f64 * share }
-    }
-
-    /// For other counts, if they are others.
-    #[inline(always)]
-    pub(crate) fn update(&mut self, into: u64, from: u64) {
-        if self.counts != (into, from) {
-            *self = Self::of(into, from);
-        }
     }
 }
 

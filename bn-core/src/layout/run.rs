@@ -6,7 +6,7 @@
 //! compiler kept its vectors in memory, and it ran at two thirds of the speed in cache.
 
 use super::grid::{div, rem};
-use super::{Compute, Vec, first, load_all, load_table, splat_all, store_all, stream_all};
+use super::{Compute, Vec, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map};
@@ -38,10 +38,10 @@ impl<E: Element, const K: usize> Constants<E, K> {
     /// `to` is valid for writing `K` scalars, `next` apart.
     #[inline(always)]
     pub(super) unsafe fn write(k: &Coefficients<Compute<E>, K>, to: *mut Compute<E>, next: usize) {
+        let narrow = one_by_one(&k.narrow);
         for i in 0..K {
-            // SAFETY: a reference; by the caller. Volatile, or pairs would be read that have just been written one by one,
-            // and wait for that (a fifth of the time that a channel's constants take).
-            unsafe { *to.add(i * next) = core::ptr::read_volatile(&k.narrow[i]) };
+            // SAFETY: by the caller.
+            unsafe { *to.add(i * next) = narrow[i] };
         }
         if !k.safe {
             for i in 0..K {
