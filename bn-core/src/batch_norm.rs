@@ -189,8 +189,9 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// Words of workspace beyond which more does not help, with `width` threads
-    /// ([`crate::Executor::width`]): at most 8192 (64 KB) per thread, and for sums with more than one
-    /// thread 96 (768 bytes) per channel; backward keeps 3 (24 bytes) per channel between its passes.
+    /// ([`crate::Executor::width`]): at most 8192 (64 KB) per thread, and beyond that per channel, for all threads
+    /// together, 96 (768 bytes) for sums with more than one thread and 64 (512 bytes) for the constants of many
+    /// channels; backward keeps 3 (24 bytes) per channel between its passes.
     pub fn workspace_best(&self, op: Op, width: usize) -> usize {
         let e = &self.engine;
         match op {

@@ -18,6 +18,10 @@ use crate::shape::{Shape, Stride, Strides};
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
 /// first-level cache: at 2048 channels a third of a row at a time ran at a third of the speed.
 const IDEAL_SCRATCH: usize = 8192;
+/// What the tasks of a map may have beyond that, all together, in words per channel: whole rows pay there whatever
+/// their tables take (backward at 4096 channels 2.4 times as fast as in halves, at 8192 2 times; sums gain beyond the
+/// caches as much as they lose within).
+const MAP_SHARE: usize = 64;
 /// Vectors of a row that a tile has at least.
 const MIN_GROUPS: usize = 4;
 /// Tasks per thread: enough that a thread that is late costs little.
@@ -177,26 +181,31 @@ impl Engine {
             2.. if width > 1 => self.shape.channels().saturating_mul(self.grid.cells() * N),
             _ => 0,
         };
-        self.ideal(width, self.reduce_need::<E, K, N>()).saturating_add(partial)
+        self.ideal(width, self.reduce_need::<E, K, N>(), 0).saturating_add(partial)
     }
 
     /// What lets every task of a map have its ideal scratch.
     pub(crate) fn map_best<E: Element, const K: usize>(&self, width: usize) -> usize {
-        self.ideal(width, self.map_need::<E, K>())
+        self.ideal(width, self.map_need::<E, K>(), MAP_SHARE)
     }
 
-    /// Scratch for `width` tasks: for the whole tensor each, within [`IDEAL_SCRATCH`].
-    fn ideal(&self, width: usize, need: Need) -> usize {
+    /// Scratch for `width` tasks: for the whole tensor each, within [`Self::most`].
+    fn ideal(&self, width: usize, need: Need, share: usize) -> usize {
         let (least, full) = self.least_and_full(need);
-        full.clamp(least, least.max(IDEAL_SCRATCH)).saturating_mul(width.max(1))
+        full.clamp(least, least.max(self.most(width, share))).saturating_mul(width.max(1))
+    }
+
+    /// The most scratch of each of `width` tasks, which share so many words per channel.
+    fn most(&self, width: usize, share: usize) -> usize {
+        IDEAL_SCRATCH.saturating_add(div(self.shape.channels().saturating_mul(share), width.max(1)))
     }
 
     /// Threads, and scratch per task.
-    fn slots(&self, run: &Run<'_>, least: usize, reserved: usize) -> (usize, usize) {
+    fn slots(&self, run: &Run<'_>, least: usize, reserved: usize, share: usize) -> (usize, usize) {
         let words = run.words() - reserved;
         let width = if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() };
         let width = width.min(words / least.max(1)).max(1);
-        (width, (words / width).min(IDEAL_SCRATCH.max(least)))
+        (width, (words / width).min(self.most(width, share).max(least)))
     }
 
     /// Sums over every channel, joined into the sink.
@@ -222,8 +231,8 @@ impl Engine {
         let least = self.reduce_min::<E, K, N>();
         let (cells, channels) = (self.grid.cells(), band.end - band.first);
         let partial_words = cells * channels * N;
-        let divided = cells > 1 && run.words() >= partial_words + 2 * least && self.slots(run, least, 0).0 > 1;
-        let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 });
+        let divided = cells > 1 && run.words() >= partial_words + 2 * least && self.slots(run, least, 0, 0).0 > 1;
+        let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 }, 0);
         let need = self.reduce_need::<E, K, N>();
         let mut tile = self.tile(slot, need);
         let wanted = if width > 1 { ceil(width * TASKS_PER_THREAD, if divided { cells } else { 1 }) } else { 1 };
@@ -313,7 +322,7 @@ impl Engine {
                 Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
                 Grid::Rows(r) => (r.folded * r.fold + r.rest, r.adjacent),
             };
-            let (width, _) = self.slots(run, 1, 0);
+            let (width, _) = self.slots(run, 1, 0, 0);
             let chunks = items.min(width);
             return run.phase(width, chunks, 0, &|task, scratch| {
                 let items = (part(items, chunks, task), part(items, chunks, task + 1));
@@ -325,7 +334,7 @@ impl Engine {
         }
         let least = self.map_min::<E, K>();
         let channels = band.end - band.first;
-        let (width, slot) = self.slots(run, least, 0);
+        let (width, slot) = self.slots(run, least, 0, MAP_SHARE);
         // Each task makes its channels' constants: few tasks where that is much of the work.
         let values = div(self.shape.batch().saturating_mul(self.shape.spatial()), MIN_VALUES);
         // As many for each thread: with three for two of them one waits for a third of the time.

@@ -4,7 +4,7 @@
 //! elements are mapped image by image.
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
-use super::run::{Constants, Elements};
+use super::run::{Constants, Elements, Order};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
     load_all, splat_all, staged, tree, words_for,
@@ -499,7 +499,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         let k = op.coefficients(channels.first + c);
         safe &= k.safe;
         // SAFETY: c < width, the length of the table.
-        unsafe { Constants::<E, K>::write(&k, table.add(c).cast(), 1) };
+        unsafe { Constants::<E, K>::write(&k, table.add(c).cast(), Order::rows(1), 0) };
     }
     debug_assert!(positions.1 - positions.0 >= lanes_of);
     let staged = staged(from) || staged(to);
@@ -517,7 +517,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         for c in 0..width {
             let plane = (image, channels.first + c);
             let at = table.wrapping_add(c).cast_const().cast();
-            let k = Constants { at, apart: 1, period: 0, first: plane.1, count: 1, adjacent: 1, safe };
+            let k = Constants { at, order: Order::rows(1), period: 0, first: plane.1, count: 1, adjacent: 1, safe };
             for p in 0..parts {
                 let start = positions.0 + part(vectors, parts, p) * lanes_of;
                 let end =

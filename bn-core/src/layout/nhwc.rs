@@ -7,7 +7,7 @@
 //! of that speed.
 
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
-use super::run::{Constants, Elements, MapRun};
+use super::run::{Constants, Elements, MapRun, Order, lead};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, load_all, load_table,
     staged, values_in_f64, words_for,
@@ -241,12 +241,18 @@ struct Table<E: Element, const K: usize, const N: usize> {
 
 impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
     /// Scalars of a record, per lane.
-    const ROWS: usize = K + 2 * N;
+    const ROWS: usize = K + N;
 
     /// Constant `i` of vector `j`.
     #[inline(always)]
     fn constant(&self, j: usize, i: usize) -> *mut Compute<E> {
         self.records.wrapping_add((j * Self::ROWS + i) * self.lanes)
+    }
+
+    /// The second-level sums of vector `j`: they follow all records.
+    #[inline(always)]
+    fn second(&self, j: usize) -> *mut Compute<E> {
+        self.records.wrapping_add(Self::ROWS * self.slots + j * N * self.lanes)
     }
 
     /// Constant `i` in a slot.
@@ -406,7 +412,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
     unsafe {
         for j in 0..seg.groups {
             for n in 0..N {
-                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO).store(t.constant(j, K + N + n));
+                Vec::<E, L>::splat(lanes, Compute::<E>::ZERO).store(t.second(j).wrapping_add(n * lanes_of));
             }
         }
         let mut v = v0;
@@ -423,7 +429,8 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
                 }
                 let count = if even { geo.visits.fours(v, v1) - v } else { 1 };
                 let visits = (v - v0, count, v1 - v0);
-                lanes.apart(SumRows::<E, R, I, J, K, N> { op, rows, step, seg, records: t.records, visits });
+                let sums = [t.records, t.second(0)];
+                lanes.apart(SumRows::<E, R, I, J, K, N> { op, rows, step, seg, sums, visits });
                 v += count;
             } else {
                 // One by one those that are staged, and the rows that four do not divide: the same
@@ -432,7 +439,8 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
                 for i in 0..visit.count {
                     let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
                     let (start, end) = (start && i == 0, end && i + 1 == visit.count);
-                    sum_rows::<L, E, R, I, J, K, N, 1>(lanes, &op.ready(lanes), &row, seg, t.records, start, end);
+                    let sums = [t.records, t.second(0)];
+                    sum_rows::<L, E, R, I, J, K, N, 1>(lanes, &op.ready(lanes), &row, seg, sums, start, end);
                 }
                 v += 1;
             }
@@ -440,7 +448,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
         for j in 0..seg.groups {
             for n in 0..N {
                 let at = n * t.slots + j * lanes_of;
-                let sums = Vec::<E, L>::load(lanes, t.constant(j, K + N + n)).widen();
+                let sums = Vec::<E, L>::load(lanes, t.second(j).wrapping_add(n * lanes_of)).widen();
                 let mut half = 0;
                 while half < <Vec<E, L> as Vector>::WIDES {
                     let total = t.results.add(at + 8 * half);
@@ -466,7 +474,8 @@ struct SumRows<'a, E: Element, R, const I: usize, const J: usize, const K: usize
     rows: [[*const E; I]; 4],
     step: [usize; I],
     seg: Segment,
-    records: *mut Compute<E>,
+    /// Records and second-level sums.
+    sums: [*mut Compute<E>; 2],
     /// The first visit in its block, how many of them, and those of the block.
     visits: (usize, usize, usize),
 }
@@ -479,20 +488,20 @@ where
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let SumRows { op, mut rows, step, seg, records, visits: (first, count, all) } = self;
+        let SumRows { op, mut rows, step, seg, sums, visits: (first, count, all) } = self;
         let ready = op.ready::<Vec<E, L>>(lanes);
         for v in first..first + count {
             // SAFETY: `sum_block` vouches for rows and records.
             unsafe {
                 let (start, end) = ends(v, all);
                 if I < 3 {
-                    sum_rows::<L, E, R, I, J, K, N, 4>(lanes, &ready, &rows, seg, records, start, end);
+                    sum_rows::<L, E, R, I, J, K, N, 4>(lanes, &ready, &rows, seg, sums, start, end);
                 } else {
                     // Twelve rows at once, which often begin at the same place of their pages, are more than a
                     // cache set holds: six are 1.1 to 1.7 times as fast. (Three are slower beyond the caches.)
                     let [a, b, c, d] = rows;
-                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[a, b], seg, records, start, false);
-                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[c, d], seg, records, false, end);
+                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[a, b], seg, sums, start, false);
+                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[c, d], seg, sums, false, end);
                 }
             }
             for t in 0..4 {
@@ -518,7 +527,7 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
     ready: &R::Ready<Vec<E, L>>,
     rows: &[[*const E; I]; T],
     seg: Segment,
-    records: *mut Compute<E>,
+    [mut record, mut second]: [*mut Compute<E>; 2],
     start: bool,
     end: bool,
 ) where
@@ -527,25 +536,27 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = <Vec<E, L>>::WIDTH;
-    let (mut at, mut record) = (0, records);
+    let mut at = 0;
     // SAFETY: the vectors lie in the segment, their records in the table.
     unsafe {
         if T > 1 && L::ABREAST > 1 {
             while at + L::ABREAST * lanes_of <= seg.width {
                 if L::ABREAST == 4 {
-                    sum_vectors::<L, E, R, I, J, K, N, T, 4>(lanes, ready, rows, at, record, start, end);
+                    sum_vectors::<L, E, R, I, J, K, N, T, 4>(lanes, ready, rows, at, [record, second], start, end);
                 } else {
-                    sum_vectors::<L, E, R, I, J, K, N, T, 2>(lanes, ready, rows, at, record, start, end);
+                    sum_vectors::<L, E, R, I, J, K, N, T, 2>(lanes, ready, rows, at, [record, second], start, end);
                 }
                 at += L::ABREAST * lanes_of;
-                record = record.wrapping_add(L::ABREAST * (K + 2 * N) * lanes_of);
+                record = record.wrapping_add(L::ABREAST * (K + N) * lanes_of);
+                second = second.wrapping_add(L::ABREAST * N * lanes_of);
             }
         }
         while at < seg.width {
             let off = at.min(seg.width - lanes_of);
-            sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, off, record, start, end);
+            sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, off, [record, second], start, end);
             at += lanes_of;
-            record = record.wrapping_add((K + 2 * N) * lanes_of);
+            record = record.wrapping_add((K + N) * lanes_of);
+            second = second.wrapping_add(N * lanes_of);
         }
     }
 }
@@ -570,7 +581,7 @@ unsafe fn sum_vectors<
     ready: &R::Ready<Vec<E, L>>,
     rows: &[[*const E; I]; T],
     off: usize,
-    record: *mut Compute<E>,
+    [record, second]: [*mut Compute<E>; 2],
     start: bool,
     end: bool,
 ) where
@@ -580,7 +591,7 @@ unsafe fn sum_vectors<
 {
     let lanes_of = <Vec<E, L>>::WIDTH;
     let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
-    let row = |u: usize, row: usize| record.wrapping_add((u * (K + 2 * N) + row) * lanes_of);
+    let row = |u: usize, row: usize| record.wrapping_add((u * (K + N) + row) * lanes_of);
     let (mut k, mut acc) = ([[zero; K]; U], [[zero; N]; U]);
     // SAFETY: by the caller.
     unsafe {
@@ -607,7 +618,7 @@ unsafe fn sum_vectors<
             let mut n = 0;
             while n < N {
                 if end {
-                    let second = row(u, K + N + n);
+                    let second = second.wrapping_add((u * N + n) * lanes_of);
                     (Vec::<E, L>::load(lanes, second) + acc[u][n]).store(second);
                 } else {
                     acc[u][n].store(row(u, K + n));
@@ -903,14 +914,33 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let mut carve = Carve::new(scratch);
     let next = table_width::<E>(seg.width);
     let table = carve.take::<Compute<E>>(K * next);
+    let stage = if staged(from) || staged(to) {
+        carve.take::<E>(const { if I > O { I } else { O } } * seg.width)
+    } else {
+        core::ptr::null_mut()
+    };
+    let mut flat = stage.is_null() && seg.width == geo.width;
+    for i in 0..I {
+        flat &= from[i].dense(geo);
+    }
+    let mut rows = [core::ptr::null_mut(); O];
+    for o in 0..O {
+        flat &= to[o].dense(geo);
+        rows[o] = to[o].row(first * geo.fold);
+    }
+    let stream = stream && flat;
+    // All vectors of the range start with a multiple of their lanes.
+    let whole = seg.width == count && seg.width.is_multiple_of(Compute::<E>::LANES);
+    let records = whole && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
+    let order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
     let mut safe = true;
     for c in 0..count {
         let k = op.coefficients(channels.first + c);
         safe &= k.safe;
         // SAFETY: c is below the number of channels.
-        unsafe { Constants::<E, K>::write(&k, table.add(c), next) };
+        unsafe { Constants::<E, K>::write(&k, table, order, c) };
     }
-    for i in 0..K {
+    for i in 0..if records { 0 } else { K } {
         let row = table.wrapping_add(i * next);
         // SAFETY: the row has a vector more than the segment; the segment has at least a vector.
         unsafe {
@@ -924,25 +954,13 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     }
     let constants = Constants {
         at: table.cast_const(),
-        apart: next,
+        order,
         period: seg.width,
         first: channels.first,
         count,
         adjacent: geo.adjacent,
         safe,
     };
-    let stage = if staged(from) || staged(to) {
-        carve.take::<E>(const { if I > O { I } else { O } } * seg.width)
-    } else {
-        core::ptr::null_mut()
-    };
-    let mut flat = stage.is_null() && seg.width == geo.width;
-    for i in 0..I {
-        flat &= from[i].dense(geo);
-    }
-    for o in 0..O {
-        flat &= to[o].dense(geo);
-    }
     if flat && first < end {
         // Rows without gaps are one run.
         // SAFETY: the rows are inside the geometry.
