@@ -3,8 +3,10 @@
 //! portable one, and those are right.
 
 mod common;
-use bn_core::{Activation, Isa, Layout, Shape, Statistics};
-use common::problem::{Problem, Real, Worst, compare, random};
+use bn_core::{
+    Activation, Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
+};
+use common::problem::{Problem, Real, Worst, bits, compare, random, with_workspace};
 
 /// Around lanes (8 of f64, 16 of f32), two and four of them, and the small images of networks.
 const LANES: [usize; 22] = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 127, 128, 129];
@@ -114,4 +116,72 @@ fn more_blocks_than_cells() {
     both(Layout::Nchw, 1, 1, 256 * 16 * 35 + 7);
     both(Layout::Nchw, 16 * 4 * 33 + 1, 1, 17);
     both(Layout::Nchw, 5, 2, 1024 * 34);
+}
+
+/// Long runs are mapped in parts far apart, past the caches, and with a table of constants for many channels; images
+/// few at a time are not. The bits are the same, wherever the outputs begin, and where a value or a channel needs f64.
+#[test]
+fn long_runs_have_the_bits_of_short_ones() {
+    for (layout, n, c, s, few) in [
+        (Layout::Nhwc, 1100, 2048, 1, 37),
+        (Layout::Nhwc, 2100, 1024, 1, 37),
+        (Layout::Nhwc, 2200, 1000, 1, 37),
+        (Layout::Nchw, 9, 4, 70_001, 1),
+    ] {
+        let shape = Shape::new(layout, n, c, &[s]).unwrap();
+        let mut p: Problem<f32> = random(shape, Activation::Identity, true, 5);
+        p.gamma.as_mut().unwrap()[c - 1] = 1e-41;
+        let (len, image) = (shape.len(), c * s);
+        for i in [0, len / 2 + 3, len - 1] {
+            p.dy[i] = f32::MAX;
+        }
+        let mut expected = None;
+        for isa in Isa::available() {
+            let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap().with_isa(isa);
+            let affine = Affine { gamma: p.gamma.as_deref(), beta: None };
+            let words = bn.workspace_best(Op::Backward, 1);
+            let mut moments = vec![Moments::EMPTY; c];
+            let mut sums = vec![GradSums { dbeta: 0.0, dot: 0.0 }; c];
+            with_workspace(words, |ws| bn.moments(&p.x, &mut moments, Run::serial(ws)).unwrap());
+            let statistics = Statistics::Batch(&moments);
+            let whole = BackwardInput { x: &p.x, y: None, dy: &p.dy, gamma: affine.gamma, statistics };
+            with_workspace(words, |ws| bn.backward_sums(whole, &mut sums, Run::serial(ws)).unwrap());
+            for skip in [0, 4, 7, 12] {
+                let (mut y, mut dx) = (vec![0.0; skip + len], vec![0.0; skip + len]);
+                with_workspace(words, |ws| {
+                    bn.normalize(&p.x, None, affine, &moments, &mut y[skip..], Run::serial(ws)).unwrap();
+                    let out = Gradients { dx: Some((&mut dx[skip..]).into()), ..Default::default() };
+                    bn.backward_apply(whole, &sums, out, Run::serial(ws)).unwrap();
+                });
+                let results = [bits(&y[skip..]), bits(&dx[skip..])];
+                assert!(
+                    results == *expected.get_or_insert_with(|| results.clone()),
+                    "{shape:?} {isa:?} from {skip} on"
+                );
+            }
+        }
+        let (mut y, mut dx) = (vec![0.0; len], vec![0.0; len]);
+        let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap();
+        let mut moments = vec![Moments::EMPTY; c];
+        let mut sums = vec![GradSums { dbeta: 0.0, dot: 0.0 }; c];
+        let words = bn.workspace_best(Op::Backward, 1);
+        with_workspace(words, |ws| bn.moments(&p.x, &mut moments, Run::serial(ws)).unwrap());
+        let (gamma, statistics) = (p.gamma.as_deref(), Statistics::Batch(&moments));
+        let whole = BackwardInput { x: &p.x, y: None, dy: &p.dy, gamma, statistics };
+        with_workspace(words, |ws| bn.backward_sums(whole, &mut sums, Run::serial(ws)).unwrap());
+        for first in (0..n).step_by(few) {
+            let at = first * image..(first + few).min(n) * image;
+            let part = Shape::new(layout, at.len() / image, c, &[s]).unwrap();
+            let bn = BatchNorm::<f32>::new(part, 1e-5).unwrap();
+            let (x, dy) = (&p.x[at.clone()], &p.dy[at.clone()]);
+            with_workspace(bn.workspace_min(Op::Backward), |ws| {
+                let affine = Affine { gamma, beta: None };
+                bn.normalize(x, None, affine, &moments, &mut y[at.clone()], Run::serial(ws)).unwrap();
+                let out = Gradients { dx: Some((&mut dx[at]).into()), ..Default::default() };
+                let input = BackwardInput { x, y: None, dy, gamma, statistics };
+                bn.backward_apply(input, &sums, out, Run::serial(ws)).unwrap();
+            });
+        }
+        assert!(expected == Some([bits(&y), bits(&dx)]), "{shape:?}: {few} images at a time");
+    }
 }
