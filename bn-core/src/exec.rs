@@ -68,40 +68,70 @@ impl Executor for Serial {
 pub struct Run<'a> {
     workspace: Shared<u64>,
     words: usize,
-    pub(crate) executor: &'a dyn Executor,
-    /// Only one phase of the call is wanted.
+    /// Tasks that can run at once.
+    width: usize,
+    pass: Pass,
     #[cfg(target_has_atomic = "ptr")]
-    only: Option<&'a Only<'a>>,
+    context: Context<'a>,
     life: PhantomData<&'a mut [u64]>,
+}
+
+/// What each cell of a phase does, with scratch.
+pub(crate) type Body<'a> = dyn Fn(usize, &mut [u64]) + Sync + 'a;
+
+/// How a phase is run. The address of a function, not a `match`: so firmware that calls on its only thread does not link
+/// what the others need (400 bytes).
+///
+/// # Safety
+/// The workspace has a slot for each ticket of the phase, and the run uses it alone.
+type Pass = unsafe fn(&Run<'_>, Phase, &Body<'_>) -> Result<(), Error>;
+
+/// What a [`Pass`] takes.
+#[cfg(target_has_atomic = "ptr")]
+#[derive(Clone, Copy)]
+enum Context<'a> {
+    None,
+    Executor(&'a dyn Executor),
+    Only(&'a Only<'a>),
 }
 
 impl<'a> Run<'a> {
     /// On the calling thread.
     pub fn serial(workspace: &'a mut [u64]) -> Self {
-        Run::on(&Serial, workspace)
-    }
-
-    /// On an executor.
-    pub fn on(executor: &'a dyn Executor, workspace: &'a mut [u64]) -> Self {
-        let (words, workspace) = (workspace.len(), Shared(workspace.as_mut_ptr()));
         Run {
-            workspace,
-            words,
-            executor,
+            words: workspace.len(),
+            workspace: Shared(workspace.as_mut_ptr()),
+            width: 1,
+            pass: one_by_one,
             #[cfg(target_has_atomic = "ptr")]
-            only: None,
+            context: Context::None,
             life: PhantomData,
         }
     }
 
-    /// One phase of a call.
+    /// On an executor.
+    pub fn on(executor: &'a dyn Executor, workspace: &'a mut [u64]) -> Self {
+        #[cfg(not(target_has_atomic = "ptr"))]
+        let _ = executor;
+        Run {
+            #[cfg(target_has_atomic = "ptr")]
+            width: executor.width().max(1),
+            #[cfg(target_has_atomic = "ptr")]
+            pass: by_tickets,
+            #[cfg(target_has_atomic = "ptr")]
+            context: Context::Executor(executor),
+            ..Run::serial(workspace)
+        }
+    }
+
+    /// One phase of a call, of which so many tasks run at once.
     ///
     /// # Safety
     /// The workspace is valid for as long as this lives, and nothing else uses it but other runs of the
     /// same phase.
     #[cfg(target_has_atomic = "ptr")]
-    pub(crate) unsafe fn only(workspace: Shared<u64>, words: usize, only: &'a Only<'a>) -> Self {
-        Run { workspace, words, executor: only, only: Some(only), life: PhantomData }
+    pub(crate) unsafe fn only(workspace: Shared<u64>, words: usize, width: usize, only: &'a Only<'a>) -> Self {
+        Run { workspace, words, width, pass: only_one, context: Context::Only(only), life: PhantomData }
     }
 
     /// Words of workspace.
@@ -111,7 +141,7 @@ impl<'a> Run<'a> {
 
     /// How many tasks can run at once.
     pub(crate) fn width(&self) -> usize {
-        if cfg!(target_has_atomic = "ptr") { self.executor.width().max(1) } else { 1 }
+        self.width
     }
 
     /// The first words of the workspace, and the rest to run with.
@@ -123,39 +153,12 @@ impl<'a> Run<'a> {
 
     /// Runs `body(cell, scratch)` for every cell, with `slot` words of scratch for each that runs at
     /// once.
-    pub(crate) fn phase(
-        &mut self,
-        width: usize,
-        cells: usize,
-        slot: usize,
-        body: &(dyn Fn(usize, &mut [u64]) + Sync),
-    ) -> Result<(), Error> {
+    pub(crate) fn phase(&mut self, width: usize, cells: usize, slot: usize, body: &Body<'_>) -> Result<(), Error> {
         debug_assert!(self.words >= slot);
-        #[cfg(not(target_has_atomic = "ptr"))]
-        let _ = width;
-        #[cfg(target_has_atomic = "ptr")]
-        let slots = self.words.checked_div(slot).unwrap_or(width);
-        #[cfg(target_has_atomic = "ptr")]
+        let slots = if width > 1 { self.words.checked_div(slot).unwrap_or(width) } else { 1 };
         let phase = Phase { tickets: width.min(cells).min(slots), cells, slot };
-        #[cfg(target_has_atomic = "ptr")]
-        if let Some(only) = self.only {
-            // SAFETY: the slots are in the workspace, which is that of this phase alone.
-            unsafe { only.pass(phase, self.workspace, body) };
-            return Ok(());
-        }
-        #[cfg(target_has_atomic = "ptr")]
-        if phase.tickets > 1 {
-            let (progress, workspace) = (Progress::default(), self.workspace);
-            // SAFETY: as above; a run is not shared.
-            self.executor.run(phase.tickets, &|| unsafe { progress.ticket(phase, workspace, body) });
-            return progress.check(phase);
-        }
-        // SAFETY: the words are borrowed for writing.
-        let scratch = unsafe { core::slice::from_raw_parts_mut(self.workspace.0, slot) };
-        for i in 0..cells {
-            body(in_order(i, cells), scratch);
-        }
-        Ok(())
+        // SAFETY: there are that many slots in the workspace; a run is not shared.
+        unsafe { (self.pass)(self, phase, body) }
     }
 
     /// A phase of one cell without scratch: what has to happen once, between others.
@@ -164,8 +167,52 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How a phase is cut.
+/// One cell after the other.
+///
+/// # Safety
+/// As for [`Pass`].
+unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+    // SAFETY: by the caller.
+    let scratch = unsafe { core::slice::from_raw_parts_mut(run.workspace.0, phase.slot) };
+    for i in 0..phase.cells {
+        body(in_order(i, phase.cells), scratch);
+    }
+    Ok(())
+}
+
+/// By the tickets of an executor, if there is work for more than one.
+///
+/// # Safety
+/// As for [`Pass`].
 #[cfg(target_has_atomic = "ptr")]
+unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+    // SAFETY: by the caller.
+    unsafe {
+        match run.context {
+            Context::Executor(executor) if phase.tickets > 1 => {
+                let (progress, workspace) = (Progress::default(), run.workspace);
+                executor.run(phase.tickets, &|| progress.ticket(phase, workspace, body));
+                progress.check(phase)
+            }
+            _ => one_by_one(run, phase, body),
+        }
+    }
+}
+
+/// The one phase that is wanted.
+///
+/// # Safety
+/// As for [`Pass`].
+#[cfg(target_has_atomic = "ptr")]
+unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+    if let Context::Only(only) = run.context {
+        // SAFETY: by the caller.
+        unsafe { only.pass(phase, run.workspace, body) };
+    }
+    Ok(())
+}
+
+/// How a phase is cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Phase {
     pub(crate) tickets: usize,
@@ -204,7 +251,7 @@ impl Progress {
     ///
     /// # Safety
     /// From `base` on there is a slot for each ticket, which nothing but tickets of this phase uses.
-    pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &(dyn Fn(usize, &mut [u64]) + Sync)) {
+    pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &Body<'_>) {
         let ticket = self.started.fetch_add(1, Relaxed);
         if ticket < phase.tickets {
             // SAFETY: each ticket number is drawn once, so the slots are disjoint.

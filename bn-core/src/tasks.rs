@@ -4,7 +4,7 @@ use crate::backward::{BackwardInput, Gradients, Targets, View};
 use crate::batch_norm::{Affine, BatchNorm, Output};
 use crate::element::Element;
 use crate::error::Error;
-use crate::exec::{Executor, Phase, Progress, Run, Shared};
+use crate::exec::{Body, Phase, Progress, Run, Shared};
 use crate::inference::Prepared;
 use crate::moments::Moments;
 use core::marker::PhantomData;
@@ -121,12 +121,11 @@ impl<'a, T: Element> Tasks<'a, T> {
     /// if progress is given.
     fn walk(&self, progress: Option<&Progress>) -> Option<Phase> {
         let zero = || AtomicUsize::new(0);
-        let only =
-            Only { index: self.index, progress, width: self.width, passed: zero(), tickets: zero(), cells: zero() };
+        let only = Only { index: self.index, progress, passed: zero(), tickets: zero(), cells: zero() };
         // SAFETY: the operands have been checked and are borrowed, the workspace as well; threads run
         // tickets of one phase at a time, as `advance` borrows mutably.
         unsafe {
-            let run = &mut Run::only(self.workspace, self.words, &only);
+            let run = &mut Run::only(self.workspace, self.words, self.width, &only);
             let bn = &self.bn;
             let walked = match &self.call {
                 Call::Training { at, affine, moments } => {
@@ -151,7 +150,6 @@ pub(crate) struct Only<'a> {
     index: usize,
     /// Of the phase, if one of its tickets is to be run.
     progress: Option<&'a Progress>,
-    width: usize,
     /// Phases that the walk has come by.
     passed: AtomicUsize,
     /// How the phase is cut.
@@ -162,7 +160,7 @@ pub(crate) struct Only<'a> {
 impl Only<'_> {
     /// # Safety
     /// From `base` on there are the slots of the phase, which nothing but its tickets uses.
-    pub(crate) unsafe fn pass(&self, phase: Phase, base: Shared<u64>, body: &(dyn Fn(usize, &mut [u64]) + Sync)) {
+    pub(crate) unsafe fn pass(&self, phase: Phase, base: Shared<u64>, body: &Body<'_>) {
         if self.passed.fetch_add(1, Relaxed) == self.index {
             self.tickets.store(phase.tickets, Relaxed);
             self.cells.store(phase.cells, Relaxed);
@@ -172,14 +170,6 @@ impl Only<'_> {
             }
         }
     }
-}
-
-/// Only its width is asked for.
-impl Executor for Only<'_> {
-    fn width(&self) -> usize {
-        self.width
-    }
-    fn run(&self, _: usize, _: &(dyn Fn() + Sync)) {}
 }
 
 impl<T: Element> BatchNorm<T> {
