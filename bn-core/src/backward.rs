@@ -2,16 +2,17 @@
 
 use crate::activation::{Activation, Rectifier};
 use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
+use crate::double::{is_below, is_zero, sqrt};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
 use crate::forward::MomentSink;
-use crate::kernel::Coefficients;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::inverse_std;
+use crate::kernel::{Coefficients, OfChannel};
 use crate::lanes::Scalar;
 use crate::layout::grid::{ceil, part};
 use crate::layout::{Channels, Place};
@@ -419,7 +420,7 @@ pub(crate) const SUM_WORDS: usize = 3;
 #[derive(Clone, Copy)]
 enum About<'a> {
     /// The sum, over the number of elements.
-    Known(&'a (dyn Fn(usize) -> f64 + Sync)),
+    Known(&'a dyn OfChannel<f64>),
     /// It is measured in the same pass.
     Measured,
     /// No pivot: the sums are wanted as they are.
@@ -447,14 +448,14 @@ impl<T: Element> BatchNorm<T> {
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
-            return unsafe { self.apply_at(view, self.engine.all(), &|_| Default::default(), output, run) };
+            return unsafe { self.apply_at(view, self.engine.all(), &|_: usize| Default::default(), output, run) };
         }
         for b in 0..self.bands(run) {
             let (band, kept, mut run) = self.band(b, run)?;
             let sums = Sums { at: Shared(kept.0.cast()), words: SUM_WORDS };
             let about = match view.statistics {
                 // Σ (x − mean) is 0 about the mean of this very x.
-                Statistics::Batch(_) => About::Known(&|_| 0.0),
+                Statistics::Batch(_) => About::Known(&|_: usize| 0.0),
                 Statistics::Rounded { .. } => About::Measured,
                 Statistics::Running { .. } => About::Nothing,
             };
@@ -465,7 +466,7 @@ impl<T: Element> BatchNorm<T> {
                     let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
                     let n = self.count(&view.statistics, c).max(1) as f64;
                     // Where the mean was rounded: dot and mean as they are about the measured one.
-                    let off = if off == 0.0 { off } else { off / n };
+                    let off = if is_zero(off) { off } else { off / n };
                     let dot = dot - off * dbeta;
                     // Where x came from y: (x − mean) is s times smaller than what was summed.
                     let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
@@ -543,11 +544,11 @@ impl<T: Element> BatchNorm<T> {
         sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let centre = &|c| match &view.output {
+        let centre = &|c: usize| match &view.output {
             None => self.mean(&view.statistics, c),
             Some((_, affine)) => affine.beta(c),
         };
-        let off = if let About::Known(off) = about { off } else { &|_| 0.0 };
+        let off = if let About::Known(off) = about { off } else { &|_: usize| 0.0 };
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
         let round = |v| T::Param::from_f64(v).to_f64();
         let sink = SumSink { sums, first: band.first, centre, off, measure, round };
@@ -565,7 +566,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        sums: &(dyn Fn(usize) -> (GradSums, f64) + Sync),
+        sums: &dyn OfChannel<(GradSums, f64)>,
         output: Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
@@ -575,7 +576,7 @@ impl<T: Element> BatchNorm<T> {
                 return;
             }
             for c in band.first..band.end {
-                let (sums, _) = sums(c);
+                let (sums, _) = sums.of(c);
                 // SAFETY: both have an entry per channel; this is the only thread.
                 unsafe {
                     if let Some(dgamma) = output.dgamma {
@@ -599,15 +600,15 @@ impl<T: Element> BatchNorm<T> {
             match (dx, dr) {
                 (None, None) => Ok(()),
                 (None, Some(dr)) => {
-                    let op = ApplyFrozen { activation, coefficients: &|_| multiply(1.0) };
+                    let op = ApplyFrozen { activation, coefficients: &|_: usize| multiply(1.0) };
                     T::apply_frozen(e, &op, inputs, dr, None, band, run)
                 }
                 (Some(dx), dr) if frozen => {
-                    let op = ApplyFrozen { activation, coefficients: &|c| multiply(self.scale(view, c)) };
+                    let op = ApplyFrozen { activation, coefficients: &|c: usize| multiply(self.scale(view, c)) };
                     T::apply_frozen(e, &op, inputs, dx, dr, band, run)
                 }
                 (Some(dx), dr) => {
-                    let coefficients = |c: usize| self.apply_coefficients(view, sums(c), c);
+                    let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
                     let op = Apply { activation, inverse: view.inverse(), coefficients: &coefficients };
                     T::apply(e, &op, inputs, dx, dr, band, run)
                 }
@@ -623,16 +624,16 @@ impl<T: Element> BatchNorm<T> {
     ) -> Coefficients<T::Param, 5> {
         let (n, variance) = (self.count(&view.statistics, c).max(1) as f64, self.variance(&view.statistics, c));
         let sigma2 = variance + self.epsilon;
-        let sigma = libm::sqrt(sigma2);
-        let (slope, inverse) = if sigma2 == 0.0 { (0.0, 0.0) } else { (sums.dot / (n * sigma2), 1.0 / sigma) };
+        let sigma = sqrt(sigma2);
+        let (slope, inverse) = if is_zero(sigma2) { (0.0, 0.0) } else { (sums.dot / (n * sigma2), 1.0 / sigma) };
         let (e, s) = (sums.dbeta / n, entry(view.gamma, c, 1.0) * inverse);
         // |x − mean| is at most this.
-        let reach = || libm::sqrt(variance * n);
+        let reach = || sqrt(variance * n);
         match &view.output {
             None => {
                 let mean = self.mean(&view.statistics, c) + off;
                 // A root takes as long as a division, and a number's own size mostly tells that of its root.
-                let reach = if variance * n <= T::Param::SAFE_MAX { 0.0 } else { reach() };
+                let reach = if is_below(variance * n, T::Param::SAFE_MAX) { 0.0 } else { reach() };
                 constants::<T::Param>(e, mean, slope, s, sigma, reach)
             }
             // x − mean is (z − β)/s.
@@ -668,7 +669,7 @@ impl<T: Element> View<'_, T> {
 
 /// a/b, and 0 where b is 0: a constant channel with ε = 0 has no gradient.
 fn quotient(a: f64, b: f64) -> f64 {
-    if b == 0.0 { 0.0 } else { a / b }
+    if is_zero(b) { 0.0 } else { a / b }
 }
 
 /// Where gradients go: [`Gradients`] by address.
@@ -702,9 +703,9 @@ pub(crate) struct SumSink<'a> {
     sums: Sums,
     first: usize,
     /// The mean of a channel.
-    centre: &'a (dyn Fn(usize) -> f64 + Sync),
+    centre: &'a dyn OfChannel<f64>,
     /// Σ (x − mean)/n, where that is not measured.
-    off: &'a (dyn Fn(usize) -> f64 + Sync),
+    off: &'a dyn OfChannel<f64>,
     /// Whether it is.
     measure: bool,
     /// To the arithmetic that the kernel subtracts it in.
@@ -718,10 +719,10 @@ impl SumSink<'_> {
     /// Σ dy = Σ e + n·k;  Σ dy·(x − mean) = Σ e·(x − μ) − low·Σ e + k·Σ (x − mean)
     #[inline(always)]
     fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
-        let mean = (self.centre)(channel);
+        let mean = self.centre.of(channel);
         let low = mean - (self.round)(mean);
         let n = count as f64;
-        let off = d.map_or_else(|| n * (self.off)(channel), |d| d - n * low);
+        let off = d.map_or_else(|| n * self.off.of(channel), |d| d - n * low);
         [e + n * k, ed - low * e + k * off, off]
     }
 

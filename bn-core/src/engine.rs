@@ -378,7 +378,7 @@ struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, cons
     channels: Channels,
     g: usize,
     scratch: &'a mut [u64],
-    emit: &'a mut Emit<'a, K, N>,
+    emit: &'a mut dyn Emit<K, N>,
 }
 
 impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Task for ReduceCell<'_, E, R, I, J, K, N>

@@ -76,15 +76,25 @@ pub struct Run<'a> {
     life: PhantomData<&'a mut [u64]>,
 }
 
-/// What each cell of a phase does, with scratch.
-pub(crate) type Body<'a> = dyn Fn(usize, &mut [u64]) + Sync + 'a;
+/// What each cell of a phase does, with scratch. Here and elsewhere no `dyn Fn`, whose table has the code of a closure
+/// twice: for `FnOnce` as well.
+pub(crate) trait Body: Sync {
+    fn run(&self, cell: usize, scratch: &mut [u64]);
+}
+
+impl<F: Fn(usize, &mut [u64]) + Sync> Body for F {
+    #[inline(always)]
+    fn run(&self, cell: usize, scratch: &mut [u64]) {
+        self(cell, scratch);
+    }
+}
 
 /// How a phase is run. The address of a function, not a `match`: so firmware that calls on its only thread does not link
 /// what the others need (400 bytes).
 ///
 /// # Safety
 /// The workspace has a slot for each ticket of the phase, and the run uses it alone.
-type Pass = unsafe fn(&Run<'_>, Phase, &Body<'_>) -> Result<(), Error>;
+type Pass = unsafe fn(&Run<'_>, Phase, &dyn Body) -> Result<(), Error>;
 
 /// What a [`Pass`] takes.
 #[cfg(target_has_atomic = "ptr")]
@@ -153,7 +163,10 @@ impl<'a> Run<'a> {
 
     /// Runs `body(cell, scratch)` for every cell, with `slot` words of scratch for each that runs at
     /// once.
-    pub(crate) fn phase(&mut self, width: usize, cells: usize, slot: usize, body: &Body<'_>) -> Result<(), Error> {
+    pub(crate) fn phase<F>(&mut self, width: usize, cells: usize, slot: usize, body: &F) -> Result<(), Error>
+    where
+        F: Fn(usize, &mut [u64]) + Sync,
+    {
         debug_assert!(self.words >= slot);
         let slots = if width > 1 { self.words.checked_div(slot).unwrap_or(width) } else { 1 };
         let phase = Phase { tickets: width.min(cells).min(slots), cells, slot };
@@ -162,7 +175,7 @@ impl<'a> Run<'a> {
     }
 
     /// A phase of one cell without scratch: what has to happen once, between others.
-    pub(crate) fn once(&mut self, body: &(dyn Fn() + Sync)) -> Result<(), Error> {
+    pub(crate) fn once(&mut self, body: &(impl Fn() + Sync)) -> Result<(), Error> {
         self.phase(1, 1, 0, &|_, _| body())
     }
 }
@@ -171,11 +184,11 @@ impl<'a> Run<'a> {
 ///
 /// # Safety
 /// As for [`Pass`].
-unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
     // SAFETY: by the caller.
     let scratch = unsafe { core::slice::from_raw_parts_mut(run.workspace.0, phase.slot) };
     for i in 0..phase.cells {
-        body(in_order(i, phase.cells), scratch);
+        body.run(in_order(i, phase.cells), scratch);
     }
     Ok(())
 }
@@ -185,7 +198,7 @@ unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(),
 /// # Safety
 /// As for [`Pass`].
 #[cfg(target_has_atomic = "ptr")]
-unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
     // SAFETY: by the caller.
     unsafe {
         match run.context {
@@ -204,7 +217,7 @@ unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(),
 /// # Safety
 /// As for [`Pass`].
 #[cfg(target_has_atomic = "ptr")]
-unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &Body<'_>) -> Result<(), Error> {
+unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
     if let Context::Only(only) = run.context {
         // SAFETY: by the caller.
         unsafe { only.pass(phase, run.workspace, body) };
@@ -251,7 +264,7 @@ impl Progress {
     ///
     /// # Safety
     /// From `base` on there is a slot for each ticket, which nothing but tickets of this phase uses.
-    pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &Body<'_>) {
+    pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &dyn Body) {
         let ticket = self.started.fetch_add(1, Relaxed);
         if ticket < phase.tickets {
             // SAFETY: each ticket number is drawn once, so the slots are disjoint.
@@ -266,7 +279,7 @@ impl Progress {
                     if cell >= end {
                         break;
                     }
-                    body(in_order(cell, phase.cells), scratch);
+                    body.run(in_order(cell, phase.cells), scratch);
                     self.done.fetch_add(1, AcqRel);
                 }
             }

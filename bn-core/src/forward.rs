@@ -5,8 +5,8 @@ use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
-use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
+use crate::kernel::{Coefficients, OfChannel};
 use crate::layout::Place;
 use crate::moments::Moments;
 use crate::shape::Operand;
@@ -214,7 +214,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         x: *const T,
         residual: Option<*const T>,
-        coefficients: &(dyn Fn(usize) -> Coefficients<T::Param, 3> + Sync),
+        coefficients: &dyn OfChannel<Coefficients<T::Param, 3>>,
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {

@@ -159,7 +159,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let k = |c| self.inference_coefficients(affine, running_mean, running_var, c);
+        let k = |c: usize| self.inference_coefficients(affine, running_mean, running_var, c);
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &k, y, run) }
     }
@@ -174,7 +174,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let coefficients = |c| of_prepared(prepared, c);
+        let coefficients = |c: usize| of_prepared(prepared, c);
         let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
         let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.

@@ -23,6 +23,7 @@ mod activation;
 mod backward;
 mod batch_norm;
 mod dispatch;
+mod double;
 mod element;
 mod engine;
 mod error;

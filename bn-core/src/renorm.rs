@@ -9,6 +9,7 @@
 //! is batch normalization with the parameters γ·r and γ·d + β: no pass over memory is new here.
 
 use crate::batch_norm::{Affine, entry};
+use crate::double::sqrt;
 use crate::element::Param;
 use crate::error::{Error, epsilon as check_epsilon, length, not_negative};
 use crate::moments::Moments;
@@ -139,8 +140,8 @@ impl Renorm {
         check_epsilon(epsilon)?;
         not_negative("running_var", running_var)?;
         for (((m, mean), var), f) in batch.iter().zip(running_mean).zip(running_var).zip(factors) {
-            let sigma = libm::sqrt(var.to_f64() + epsilon);
-            let sigma_batch = libm::sqrt(m.variance() + epsilon);
+            let sigma = sqrt(var.to_f64() + epsilon);
+            let sigma_batch = sqrt(m.variance() + epsilon);
             *f = RenormFactor {
                 r: clip(ratio(sigma_batch, sigma, 1.0), 1.0 / self.r_max, self.r_max),
                 d: clip(ratio(m.mean - mean.to_f64(), sigma, 0.0), -self.d_max, self.d_max),

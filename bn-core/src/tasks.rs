@@ -160,7 +160,7 @@ pub(crate) struct Only<'a> {
 impl Only<'_> {
     /// # Safety
     /// From `base` on there are the slots of the phase, which nothing but its tickets uses.
-    pub(crate) unsafe fn pass(&self, phase: Phase, base: Shared<u64>, body: &Body<'_>) {
+    pub(crate) unsafe fn pass(&self, phase: Phase, base: Shared<u64>, body: &dyn Body) {
         if self.passed.fetch_add(1, Relaxed) == self.index {
             self.tickets.store(phase.tickets, Relaxed);
             self.cells.store(phase.cells, Relaxed);

@@ -13,8 +13,9 @@
 //! 3. dy − E may overflow although dx is small, and no constant tells: results that are not finite
 //!    are calculated again in f64, element by element.
 
-use super::{Coefficients, Map, factor_is_safe};
+use super::{Coefficients, Map, OfChannel, factor_is_safe};
 use crate::activation::{Activation, Rectifier, Rectify};
+use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
 
@@ -25,15 +26,15 @@ use crate::lanes::{Real, Scalar};
 pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64, reach: f64) -> Coefficients<S, 5> {
     let (e_high, mean_high) = (S::from_f64(e), S::from_f64(mean));
     let b = (e - e_high.to_f64()) - (mean - mean_high.to_f64()) * c;
-    let slope = (c * sigma).abs();
+    let slope = c * sigma;
     // With c = 0 what is left of the mean decides; else c·(x − μ), whose usual size is |c|·σ.
-    let digits = if c == 0.0 { b == 0.0 || !(b.abs() < S::SAFE_MIN) } else { !(slope < S::TINY) };
+    let digits = if is_zero(c) { is_zero(b) || !is_below(b, S::SAFE_MIN) } else { !is_below(slope, S::TINY) };
     let safe = factor_is_safe::<S>(s)
         && factor_is_safe::<S>(c)
         && digits
-        && !(e.abs() > S::SAFE_MAX)
-        && !(b.abs() > S::SAFE_MAX)
-        && !(reach > S::SAFE_MAX * 32.0);
+        && !exceeds(e, S::SAFE_MAX)
+        && !exceeds(b, S::SAFE_MAX)
+        && !exceeds(reach, S::SAFE_MAX * 32.0);
     let narrow = [e_high, mean_high, S::from_f64(c), S::from_f64(b), S::from_f64(s)];
     Coefficients { narrow, wide: [e, mean, c, 0.0, s], safe }
 }
@@ -45,7 +46,7 @@ pub(crate) struct Apply<'a, S> {
     /// Where x is taken from y: what undoes the activation.
     pub(crate) inverse: Rectifier<S>,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 5> + Sync),
+    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 5>>,
 }
 
 /// The backward pass through frozen statistics: dx = s·dy.
@@ -53,7 +54,7 @@ pub(crate) struct Apply<'a, S> {
 pub(crate) struct ApplyFrozen<'a, S> {
     pub(crate) activation: Rectifier<S>,
     /// s of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 1> + Sync),
+    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 1>>,
 }
 
 impl<S: Scalar> Apply<'_, S> {
@@ -81,7 +82,7 @@ macro_rules! map {
             }
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, $k> {
-                (self.coefficients)(channel)
+                self.coefficients.of(channel)
             }
             #[inline(always)]
             fn before<R: Real>($ready: &[Rectify<R>; 2], $x: [R; $i]) -> [R; $j] {

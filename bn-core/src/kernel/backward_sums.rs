@@ -18,8 +18,9 @@
 //! 5. Sums as in [`super::moments`]: 16, 16, then f64; a cell whose products overflow or underflow
 //!    is done again in f64.
 
-use super::Reduction;
+use super::{OfChannel, Reduction};
 use crate::activation::{Rectifier, Rectify};
+use crate::double::{is_below, is_finite};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
 
@@ -35,7 +36,7 @@ pub(crate) struct GradientSums<'a, S> {
     /// Whether the third sum is wanted, where there is one.
     pub(crate) measure: bool,
     /// μ of a channel.
-    pub(crate) centre: &'a (dyn Fn(usize) -> f64 + Sync),
+    pub(crate) centre: &'a dyn OfChannel<f64>,
 }
 
 macro_rules! reduction {
@@ -67,7 +68,7 @@ macro_rules! reduction {
             }
             #[inline(always)]
             fn constant(&self, channel: usize, _: usize) -> E::Compute {
-                E::Compute::from_f64((self.centre)(channel))
+                E::Compute::from_f64(self.centre.of(channel))
             }
             #[inline(always)]
             fn zero_at_pivot(&self) -> bool {
@@ -75,10 +76,9 @@ macro_rules! reduction {
             }
             #[inline(always)]
             fn good(&self, sums: &[f64; $n], n: f64) -> bool {
-                // NaN fails each of them.
-                let mut good = sums[1].abs() >= n * E::Compute::TINY;
+                let mut good = !is_below(sums[1], n * E::Compute::TINY);
                 for i in 0..$n {
-                    good &= sums[i].abs() <= f64::MAX || (i == 2 && !self.measure);
+                    good &= is_finite(sums[i]) || (i == 2 && !self.measure);
                 }
                 good
             }

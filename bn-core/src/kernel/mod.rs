@@ -14,6 +14,7 @@ pub(crate) mod backward_sums;
 pub(crate) mod moments;
 pub(crate) mod normalize;
 
+use crate::double::{exceeds, is_below, is_nan, is_zero};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
 
@@ -52,6 +53,18 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn settle(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; N];
     /// Better constants for the next pass in f64.
     fn recentre(k: [f64; K], sums: [f64; N], per_n: f64) -> [f64; K];
+}
+
+/// What a channel has of something.
+pub(crate) trait OfChannel<R>: Sync {
+    fn of(&self, channel: usize) -> R;
+}
+
+impl<R, F: Fn(usize) -> R + Sync> OfChannel<R> for F {
+    #[inline(always)]
+    fn of(&self, channel: usize) -> R {
+        self(channel)
+    }
 }
 
 /// The constants of one channel for a [`Map`].
@@ -95,6 +108,5 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
 /// range. NaN may: it spoils its channel in any arithmetic.
 #[inline(always)]
 pub(crate) fn factor_is_safe<S: Scalar>(v: f64) -> bool {
-    let a = v.abs();
-    a == 0.0 || a.is_nan() || (S::SAFE_MIN..=S::SAFE_MAX).contains(&a)
+    is_zero(v) || is_nan(v) || !(is_below(v, S::SAFE_MIN) || exceeds(v, S::SAFE_MAX))
 }

@@ -17,6 +17,7 @@
 //!    algorithm for computing sample variances" (1979).
 
 use super::Reduction;
+use crate::double::{is_below, is_finite};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
 
@@ -56,13 +57,13 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     }
     #[inline(always)]
     fn good(&self, &[s, q]: &[f64; 2], n: f64) -> bool {
-        // NaN fails each of them.
         let m2 = q - s * (s / n);
-        2.0 * m2 >= q && q >= n * E::Compute::TINY && q <= f64::MAX
+        // Both are finite.
+        inside::<E>(q, n) && is_finite(m2) && !(2.0 * m2 < q)
     }
     #[inline(always)]
     fn repivot([k]: [f64; 1], &[s, q]: &[f64; 2], n: f64) -> Option<E::Compute> {
-        (q >= n * E::Compute::TINY && q <= f64::MAX).then_some(E::Compute::from_f64(k + s / n))
+        inside::<E>(q, n).then_some(E::Compute::from_f64(k + s / n))
     }
     #[inline(always)]
     fn settle([k]: [f64; 1], [s, q]: [f64; 2], per_n: f64) -> [f64; 2] {
@@ -75,4 +76,10 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     fn recentre([k]: [f64; 1], [s, _]: [f64; 2], per_n: f64) -> [f64; 1] {
         [k + s * per_n]
     }
+}
+
+/// Whether no square of `n` may have left the range.
+#[inline(always)]
+fn inside<E: Element>(q: f64, n: f64) -> bool {
+    is_finite(q) && !is_below(q, n * E::Compute::TINY)
 }

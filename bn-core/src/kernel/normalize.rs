@@ -15,8 +15,9 @@
 //!    results that are not finite are made again, times 2⁻¹²⁸ (f32), all the way to y: as if exponents had
 //!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
-use super::{Coefficients, Map, factor_is_safe};
+use super::{Coefficients, Map, OfChannel, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
+use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
 
@@ -33,14 +34,17 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
     let shift = beta - low * scale;
     let inside = match m2 {
         // Far inside, as nearly always: without the root.
-        Some(m2) if m2 <= FAR_INSIDE && scale.abs() <= FAR_INSIDE && beta.abs() <= FAR_INSIDE => true,
+        Some(m2) if !exceeds(m2, FAR_INSIDE) && !exceeds(scale, FAR_INSIDE) && !exceeds(beta, FAR_INSIDE) => true,
         // Training: |x − μ| ≤ √m2, and |y − β| ≤ |γ|·√n ≤ scale·√m2 where ε is small.
         Some(m2) => {
-            let r = libm::sqrt(m2);
-            !(r > S::SAFE_MAX * 32.0) && !((scale * r).abs() + beta.abs() > S::SAFE_MAX * 32.0)
+            let r = sqrt(m2);
+            !exceeds(r, S::SAFE_MAX * 32.0) && !exceeds((scale * r).abs() + beta.abs(), S::SAFE_MAX * 32.0)
         }
         // Inference: x is anything; adding a mean or a beta below 2¹⁰² to it cannot overflow.
-        None => !(mean.abs() >= S::SAFE_MAX / 262144.0) && !(beta.abs() >= S::SAFE_MAX / 262144.0),
+        None => {
+            let most = const { (S::SAFE_MAX / 262144.0).next_down() };
+            !exceeds(mean, most) && !exceeds(beta, most)
+        }
     };
     let narrow = [high, S::from_f64(scale), S::from_f64(shift)];
     Coefficients { narrow, wide: [mean, scale, beta], safe: inside && factor_is_safe::<S>(scale) }
@@ -50,7 +54,7 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
 #[inline(always)]
 pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
     let v = variance + epsilon;
-    if v == 0.0 { 0.0 } else { 1.0 / libm::sqrt(v) }
+    if is_zero(v) { 0.0 } else { 1.0 / sqrt(v) }
 }
 
 /// The elementwise part of the forward pass; plain where there is no activation, exact where a channel's constants may
@@ -61,7 +65,7 @@ pub(crate) struct Normalize<'a, S, const PLAIN: bool, const EXACT: bool> {
     /// Whether the second input counts, where there is one.
     pub(crate) residual: bool,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a (dyn Fn(usize) -> Coefficients<S, 3> + Sync),
+    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 3>>,
 }
 
 macro_rules! map {
@@ -78,7 +82,7 @@ macro_rules! map {
             }
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, 3> {
-                (self.coefficients)(channel)
+                self.coefficients.of(channel)
             }
             #[inline(always)]
             fn before<R: Real>(_: &Rectify<R>, x: [R; $i]) -> [R; $i] {

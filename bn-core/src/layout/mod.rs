@@ -302,7 +302,16 @@ pub(crate) const fn words_for<S>(len: usize) -> usize {
 
 /// What takes in a channel's sums over a cell, and its constants. Not a type parameter, or there would be a copy of all
 /// the sums' code for each.
-pub(crate) type Emit<'a, const K: usize, const N: usize> = dyn FnMut(usize, [f64; N], [f64; K]) + 'a;
+pub(crate) trait Emit<const K: usize, const N: usize> {
+    fn emit(&mut self, channel: usize, sums: [f64; N], k: [f64; K]);
+}
+
+impl<F: FnMut(usize, [f64; N], [f64; K]), const K: usize, const N: usize> Emit<K, N> for F {
+    #[inline(always)]
+    fn emit(&mut self, channel: usize, sums: [f64; N], k: [f64; K]) {
+        self(channel, sums, k);
+    }
+}
 
 /// The range of channels that a task works on.
 #[derive(Clone, Copy, Debug)]

@@ -41,7 +41,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     channels: Channels,
     g: usize,
     scratch: &mut [u64],
-    emit: &mut Emit<'_, K, N>,
+    emit: &mut dyn Emit<K, N>,
 ) where
     L: Lanes,
     E: Element,
@@ -161,7 +161,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             // SAFETY: the cell is inside the geometry.
             unsafe { again(op, geo, from, channels.first + c, g, k, per_n) }
         };
-        emit(channels.first + c, result, k);
+        emit.emit(channels.first + c, result, k);
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     channels: Channels,
     g: usize,
     scratch: &mut [u64],
-    emit: &mut Emit<'_, K, N>,
+    emit: &mut dyn Emit<K, N>,
 ) where
     L: Lanes,
     E: Element,
@@ -223,7 +223,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             }
         }
         for l in 0..(group.end - group.first).min(MOST_LANES) {
-            emit(group.first + l, R::settle(k[l], sums[l], per_n), k[l]);
+            emit.emit(group.first + l, R::settle(k[l], sums[l], per_n), k[l]);
         }
         c += MOST_LANES;
     }

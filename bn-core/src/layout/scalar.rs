@@ -9,6 +9,7 @@
 use super::grid::{CHAIN, Grid, Planes, ROW_CHAIN, Rows, SAMPLES, div, part, rem};
 use super::run::again;
 use super::{Channels, Compute, Emit, Place, Vec, first, load_all, splat_all};
+use crate::double::same;
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Scalar, Vector, single::Single};
@@ -28,7 +29,7 @@ pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize
     from: &[Place<E>; I],
     channels: Channels,
     g: usize,
-    emit: &mut Emit<'_, K, N>,
+    emit: &mut dyn Emit<K, N>,
 ) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
@@ -36,7 +37,7 @@ pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize
     for channel in channels.first..channels.end {
         // SAFETY: by the caller.
         let (k, result) = unsafe { cell(op, grid, from, channel, g) };
-        emit(channel, result, k);
+        emit.emit(channel, result, k);
     }
 }
 
@@ -325,7 +326,7 @@ where
                         for j in 0..J {
                             x[j] = first(v[j]).to_f64();
                         }
-                        self.same &= x[R::PIVOT_OF] == self.k[0];
+                        self.same &= same(x[R::PIVOT_OF], self.k[0]);
                         let a = R::addends(x, self.k);
                         let sums = if how == How::Rest { &mut self.result } else { &mut self.wide };
                         for n in 0..N {
@@ -389,7 +390,7 @@ where
             }
             k = base + distance * Compute::<E>::PER_SAMPLE;
         }
-        if k.to_f64().is_finite() { k } else { zero }
+        if One::<E>::all(One::<E>::splat(LANE, k).finite()) { k } else { zero }
     }
 }
 
