@@ -105,7 +105,6 @@ impl Engine {
     /// Channels per tile for so much scratch; at least what the minimum allows.
     fn tile(&self, words: usize, need: Need) -> usize {
         match self.grid {
-            _ if self.single() => self.shape.channels(),
             Grid::Planes(_) => div(words.saturating_sub(need.fixed), need.unit).max(1),
             Grid::Rows(r) if r.fold > 1 => r.channels,
             Grid::Rows(r) => {
@@ -119,7 +118,7 @@ impl Engine {
     /// What a reduction of this grid needs.
     fn reduce_need<E: Element, const K: usize, const N: usize>(&self) -> Need {
         match self.grid {
-            _ if self.single() => Need { fixed: 0, unit: 0 },
+            _ if self.single() => Need { fixed: scalar::State::<E::Compute, K, N>::WORDS, unit: 0 },
             Grid::Planes(_) => self.need::<E>(nchw::reduce_words::<E, K, N>()),
             Grid::Rows(_) => self.need::<E>(nhwc::reduce_words::<E, K, N>(self.lanes)),
         }
@@ -200,11 +199,15 @@ impl Engine {
         IDEAL_SCRATCH.saturating_add(div(self.shape.channels().saturating_mul(share), width.max(1)))
     }
 
+    /// Threads that are worth waking.
+    fn width(&self, run: &Run<'_>) -> usize {
+        if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() }
+    }
+
     /// Threads, and scratch per task.
     fn slots(&self, run: &Run<'_>, least: usize, reserved: usize, share: usize) -> (usize, usize) {
         let words = run.words() - reserved;
-        let width = if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() };
-        let width = width.min(words / least.max(1)).max(1);
+        let width = self.width(run).min(words / least.max(1)).max(1);
         (width, (words / width).min(self.most(width, share).max(least)))
     }
 
@@ -227,6 +230,21 @@ impl Engine {
     {
         if self.shape.is_empty() {
             return Ok(());
+        }
+        if self.single() {
+            let slot = scalar::State::<E::Compute, K, N>::WORDS;
+            return run.phase(self.width(run), band.end - band.first, slot, &|c, scratch| {
+                let Some(state) = scalar::State::new(scratch) else { return };
+                let channel = band.first + c;
+                for g in 0..self.grid.cells() {
+                    let count = self.grid.count(g, self.lanes);
+                    // SAFETY: by the caller; this task has this channel to itself.
+                    unsafe {
+                        scalar::cell(op, &self.grid, from, channel, g, state);
+                        sink.join(channel, sink.convert(channel, state.result, state.k, count), count);
+                    }
+                }
+            });
         }
         let least = self.reduce_min::<E, K, N>();
         let (cells, channels) = (self.grid.cells(), band.end - band.first);
@@ -318,18 +336,9 @@ impl Engine {
             return Ok(());
         }
         if self.single() {
-            let (items, positions) = match self.grid {
-                Grid::Planes(p) => (p.visits.items(0, p.visits.len()), p.positions),
-                Grid::Rows(r) => (r.folded * r.fold + r.rest, r.adjacent),
-            };
-            let (width, _) = self.slots(run, 1, 0, 0);
-            let chunks = items.min(width);
-            return run.phase(width, chunks, 0, &|task, scratch| {
-                let items = (part(items, chunks, task), part(items, chunks, task + 1));
-                let (channels, piece, stream) = (band, (0, positions), false);
-                let part =
-                    MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, stream, scratch };
-                dispatch(self.isa, part);
+            return run.phase(self.width(run), band.end - band.first, 0, &|c, _| {
+                // SAFETY: by the caller.
+                unsafe { scalar::map(op, from, to, &self.shape, band.first + c) }
             });
         }
         let least = self.map_min::<E, K>();
@@ -392,9 +401,6 @@ where
         let ReduceCell { engine, op, from, channels, g, scratch, emit } = self;
         // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
         unsafe {
-            if L::SINGLE {
-                return scalar::reduce(op, &engine.grid, from, channels, g, emit);
-            }
             match &engine.grid {
                 Grid::Planes(geo) => nchw::reduce(lanes, op, geo, from, channels, g, scratch, emit),
                 Grid::Rows(geo) => nhwc::reduce(lanes, op, geo, from, channels, g, scratch, emit),
@@ -426,9 +432,6 @@ where
         let MapPart { engine, op, from, to, channels, items, piece, stream, scratch } = self;
         // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
         unsafe {
-            if L::SINGLE {
-                return scalar::map(op, from, to, channels, items, piece);
-            }
             match &engine.grid {
                 Grid::Planes(_) => {
                     let part = nchw::Part { channels, images: items, positions: piece };

@@ -81,24 +81,29 @@ impl<E: Element> Place<E> {
     /// The same for [`scalar`], by strides alone.
     pub(crate) fn single(ptr: *mut E, shape: &Shape, grid: &Grid, stride: Stride) -> Self {
         let Stride { batch, inner } = stride;
-        // Items are images, or the positions of all images; in `run` is the step from channel to channel, in `step` that
-        // from position to position.
-        let place = Place { ptr, batch, inner: batch, per_image: 0, run: inner, step: 1, contiguous: true };
-        match (*grid, shape.layout()) {
-            (_, Layout::Nchw) => place,
-            (Grid::Rows(_), Layout::Nhwc) if shape.channels() > 1 => {
-                let inner = if shape.spatial() == 1 { batch } else { inner };
-                let even = shape.batch() == 1 || shape.spatial() == 1 || batch == shape.spatial() * inner;
-                Place { inner, per_image: if even { 0 } else { shape.spatial() }, run: 1, ..place }
-            }
-            (_, Layout::Nhwc) => Place { run: 1, step: inner, ..place },
+        // In `run` is the step from channel to channel, in `step` that from position to position, in `inner` that from
+        // item to item, which are images, or the positions of all images.
+        let (run, step) = if shape.layout() == Layout::Nchw { (inner, 1) } else { (1, inner) };
+        let step = if shape.spatial() == 1 { batch } else { step };
+        let (mut inner, mut per_image) = (batch, 0);
+        if let (Grid::Rows(_), Layout::Nhwc, 2..) = (grid, shape.layout(), shape.channels()) {
+            inner = step;
+            let even = shape.batch() == 1 || batch == shape.spatial() * step;
+            per_image = if even { 0 } else { shape.spatial() };
         }
+        Place { ptr, batch, inner, per_image, run, step, contiguous: true }
     }
 
     /// Where an element is; for [`scalar`].
     #[inline(always)]
     fn at(&self, item: usize, channel: usize, position: usize) -> *mut E {
         self.row(item).wrapping_add(channel * self.run + position * self.step)
+    }
+
+    /// Where a channel of an image starts; for [`scalar`].
+    #[inline(always)]
+    fn run(&self, image: usize, channel: usize) -> *mut E {
+        self.ptr.wrapping_add(image * self.batch + channel * self.run)
     }
 
     /// Whether both are the same operand.

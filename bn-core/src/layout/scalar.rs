@@ -8,109 +8,105 @@
 
 use super::grid::{CHAIN, Grid, Planes, ROW_CHAIN, Rows, SAMPLES, div, part, rem};
 use super::run::again;
-use super::{Channels, Compute, Emit, Place, Vec, first, load_all, splat_all};
+use super::{Compute, Place, Vec, first, load_all, splat_all, words_for};
 use crate::double::same;
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Scalar, Vector, single::Single};
+use crate::shape::Shape;
 
 type One<E> = Vec<E, Single>;
 
 const LANE: Single = Single::BASE;
 
-/// The results of cell `g` for a range of channels.
-///
-/// # Safety
-/// Every place is valid for reading the whole tensor.
-#[inline(always)]
-pub(crate) unsafe fn reduce<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
-    op: &R,
-    grid: &Grid,
-    from: &[Place<E>; I],
-    channels: Channels,
-    g: usize,
-    emit: &mut dyn Emit<K, N>,
-) where
-    E: Element,
-    R: Reduction<E, I, J, K, N>,
-{
-    for channel in channels.first..channels.end {
-        // SAFETY: by the caller.
-        let (k, result) = unsafe { cell(op, grid, from, channel, g) };
-        emit.emit(channel, result, k);
+/// What a cell's sums take of the workspace: there is more of it than of stack.
+pub(crate) struct State<S, const K: usize, const N: usize> {
+    /// The constants that the sums are about, in the element's arithmetic.
+    narrow: [S; K],
+    /// The same in f64.
+    pub(crate) k: [f64; K],
+    chain: [S; N],
+    sum: [S; N],
+    wide: [f64; N],
+    /// Sums of 1, 2, 4, … lanes that wait for their like; the last one is that of all.
+    parts: [[f64; N]; PARTS],
+    /// The sums of all elements; in the end what they are settled as.
+    pub(crate) result: [f64; N],
+    /// The last sample.
+    sample: S,
+}
+
+impl<S: Scalar, const K: usize, const N: usize> State<S, K, N> {
+    /// Words of scratch.
+    pub(crate) const WORDS: usize = words_for::<Self>(1);
+
+    /// In scratch.
+    #[inline(always)]
+    pub(crate) fn new(scratch: &mut [u64]) -> Option<&mut Self> {
+        const { assert!(align_of::<Self>() <= align_of::<u64>()) };
+        let enough = scratch.len() >= Self::WORDS;
+        debug_assert!(enough, "workspace plan: {} words wanted, {} there", Self::WORDS, scratch.len());
+        // SAFETY: large enough, and aligned; it is numbers, which any bits are.
+        enough.then(|| unsafe { &mut *scratch.as_mut_ptr().cast() })
     }
 }
 
-/// The result of a channel in a cell, and the constants that its sums are about.
+/// Sums a channel over a cell: into `state.result`, with the constants that they are about in `state.k`.
 ///
 /// # Safety
-/// As for [`reduce`].
+/// Every place is valid for reading the whole tensor.
 #[inline(never)]
-unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     op: &R,
     grid: &Grid,
     from: &[Place<E>; I],
     channel: usize,
     g: usize,
-) -> ([f64; K], [f64; N])
-where
+    state: &mut State<Compute<E>, K, N>,
+) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let lanes = Compute::<E>::LANES;
-    let n = grid.count(g, lanes);
-    let mut sums = Sums::<E, R, I, J, K, N> {
-        op,
-        from,
-        channel,
-        tree: matches!(grid, Grid::Planes(_)),
-        exact: false,
-        narrow: [Compute::<E>::ZERO; K],
-        k: [0.0; K],
-        chain: [Compute::<E>::ZERO; N],
-        sum: [Compute::<E>::ZERO; N],
-        wide: [0.0; N],
-        parts: [[0.0; N]; PARTS],
-        result: [0.0; N],
-        same: true,
-        sample: Compute::<E>::ZERO,
-    };
+    let zero = Compute::<E>::ZERO;
+    let n = grid.count(g, lanes) as f64;
+    (state.narrow, state.chain, state.sum) = ([zero; K], [zero; N], [zero; N]);
+    (state.wide, state.parts) = ([0.0; N], [[0.0; N]; PARTS]);
+    let tree = matches!(grid, Grid::Planes(_));
+    let mut sums = Sums::<E, R, I, J, K, N> { op, from, channel, tree, exact: false, same: true, state };
     for i in 1..K {
-        sums.narrow[i] = op.constant(channel, i);
+        sums.state.narrow[i] = op.constant(channel, i);
     }
     if op.pivots() {
-        sums.narrow[0] = sums.pivot(grid, g);
+        sums.state.narrow[0] = sums.pivot(grid, g);
     }
     // A second time if the pivot turns out to be far from the mean; then in f64, if nothing else will do.
     for attempt in 0..2 {
         for i in 0..K {
-            sums.k[i] = sums.narrow[i].to_f64();
+            sums.state.k[i] = sums.state.narrow[i].to_f64();
         }
-        sums.result = [0.0; N];
-        walk(grid, lanes, g, false, &mut sums);
-        if op.good(&sums.result, n as f64) {
-            return (sums.k, R::settle(sums.k, sums.result, 1.0 / n as f64));
+        sums.walk(grid, g);
+        if op.good(&sums.state.result, n) {
+            return sums.settle(n);
         }
-        match R::repivot(sums.k, &sums.result, n as f64) {
-            Some(better) if attempt == 0 => sums.narrow[0] = better,
+        match R::repivot(sums.state.k, &sums.state.result, n) {
+            Some(better) if attempt == 0 => sums.state.narrow[0] = better,
             _ => break,
         }
     }
-    let per_n = 1.0 / n as f64;
     sums.exact = true;
     for pass in 0..R::PASSES {
-        (sums.result, sums.same) = ([0.0; N], true);
-        walk(grid, lanes, g, true, &mut sums);
+        sums.walk(grid, g);
         if pass == 0 && op.zero_at_pivot() && sums.same {
             // Beside an infinite value the sums would be 0·∞.
-            sums.result = [0.0; N];
+            sums.state.result = [0.0; N];
             break;
         }
         if pass + 1 < R::PASSES {
-            sums.k = R::recentre(sums.k, sums.result, per_n);
+            sums.state.k = R::recentre(sums.state.k, sums.state.result, 1.0 / n);
         }
     }
-    (sums.k, R::settle(sums.k, sums.result, per_n))
+    sums.settle(n);
 }
 
 /// Elements of a channel: so many, from an image or row and a position there on, with steps of either.
@@ -273,18 +269,9 @@ struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, c
     tree: bool,
     /// Whether all is done in f64.
     exact: bool,
-    narrow: [Compute<E>; K],
-    k: [f64; K],
-    chain: [Compute<E>; N],
-    sum: [Compute<E>; N],
-    wide: [f64; N],
-    /// Sums of 1, 2, 4, … lanes that wait for their like; the last one is that of all.
-    parts: [[f64; N]; PARTS],
-    result: [f64; N],
     /// Whether all elements so far are the pivot.
     same: bool,
-    /// The last sample.
-    sample: Compute<E>,
+    state: &'a mut State<Compute<E>, K, N>,
 }
 
 impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Sums<'_, E, R, I, J, K, N>
@@ -292,6 +279,16 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
+    /// Sums all elements of the cell.
+    fn walk(&mut self, grid: &Grid, g: usize) {
+        (self.state.result, self.same) = ([0.0; N], true);
+        walk(grid, Compute::<E>::LANES, g, self.exact, self);
+    }
+
+    fn settle(&mut self, n: f64) {
+        self.state.result = R::settle(self.state.k, self.state.result, 1.0 / n);
+    }
+
     /// Goes through elements: the one place where they are read.
     #[inline(never)]
     fn add(&mut self, series: Series, how: How) {
@@ -302,7 +299,7 @@ where
         for place in self.from {
             even &= place.per_image == 0 || items == 0;
         }
-        let k = splat_all(LANE, &self.narrow);
+        let k = splat_all(LANE, &self.state.narrow);
         while count > 0 {
             let run = if even { count } else { 1 };
             let (mut at, mut step) = ([core::ptr::null(); I], [0; I]);
@@ -314,11 +311,11 @@ where
                 // SAFETY: `reduce`'s caller vouches for the places, the geometry for the elements.
                 let v = R::values(&ready, unsafe { load_all(LANE, &at, 0) });
                 match how {
-                    How::Sample => self.sample = first(v[R::PIVOT_OF]),
+                    How::Sample => self.state.sample = first(v[R::PIVOT_OF]),
                     How::Chain => {
                         let a = R::addends(v, k);
                         for n in 0..N {
-                            self.chain[n] = self.chain[n] + first(a[n]);
+                            self.state.chain[n] = self.state.chain[n] + first(a[n]);
                         }
                     }
                     How::Exactly | How::Rest => {
@@ -326,9 +323,9 @@ where
                         for j in 0..J {
                             x[j] = first(v[j]).to_f64();
                         }
-                        self.same &= same(x[R::PIVOT_OF], self.k[0]);
-                        let a = R::addends(x, self.k);
-                        let sums = if how == How::Rest { &mut self.result } else { &mut self.wide };
+                        self.same &= same(x[R::PIVOT_OF], self.state.k[0]);
+                        let a = R::addends(x, self.state.k);
+                        let sums = if how == How::Rest { &mut self.state.result } else { &mut self.state.wide };
                         for n in 0..N {
                             sums[n] += a[n];
                         }
@@ -343,6 +340,7 @@ where
     }
 
     /// The pivot, in the element's arithmetic; 0 where it overflows.
+    #[inline(never)]
     fn pivot(&mut self, grid: &Grid, g: usize) -> Compute<E> {
         let lanes = Compute::<E>::LANES;
         let zero = Compute::<E>::ZERO;
@@ -361,7 +359,7 @@ where
                 Grid::Rows(_) => return zero,
             };
             self.add(Series::one(item, position), How::Sample);
-            v[i] = self.sample;
+            v[i] = self.state.sample;
             if visits.0 == visits.1 {
                 samples = 1;
                 break;
@@ -409,38 +407,38 @@ where
 
     fn end_chain(&mut self) {
         for n in 0..N {
-            self.sum[n] = self.sum[n] + self.chain[n];
-            self.chain[n] = Compute::<E>::ZERO;
+            self.state.sum[n] = self.state.sum[n] + self.state.chain[n];
+            self.state.chain[n] = Compute::<E>::ZERO;
         }
     }
 
     fn end_lane(&mut self, i: usize, lanes: usize) {
         let root = PARTS - 1;
         for n in 0..N {
-            let mut sum = if self.exact { self.wide[n] } else { self.sum[n].to_f64() };
-            (self.wide[n], self.sum[n]) = (0.0, Compute::<E>::ZERO);
+            let mut sum = if self.exact { self.state.wide[n] } else { self.state.sum[n].to_f64() };
+            (self.state.wide[n], self.state.sum[n]) = (0.0, Compute::<E>::ZERO);
             let mut level = 0;
             while level < root && (i >> level) & 1 == 1 {
-                sum += self.parts[level][n];
+                sum += self.state.parts[level][n];
                 level += 1;
             }
             if i + 1 < lanes {
-                self.parts[level.min(root)][n] = sum;
+                self.state.parts[level.min(root)][n] = sum;
             } else {
-                self.parts[root][n] += sum;
+                self.state.parts[root][n] += sum;
             }
         }
     }
 
     fn end_lanes(&mut self) {
         for n in 0..N {
-            self.result[n] += self.parts[PARTS - 1][n];
-            self.parts[PARTS - 1][n] = 0.0;
+            self.state.result[n] += self.state.parts[PARTS - 1][n];
+            self.state.parts[PARTS - 1][n] = 0.0;
         }
     }
 }
 
-/// Maps positions `positions` of images, or rows, `items` of a range of channels.
+/// Maps a channel.
 ///
 /// # Safety
 /// The inputs are valid for reading and the outputs for writing the whole tensor; an output either is one of the
@@ -450,53 +448,41 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
     op: &M,
     from: &[Place<E>; I],
     to: &[Place<E>; O],
-    channels: Channels,
-    items: (usize, usize),
-    positions: (usize, usize),
+    shape: &Shape,
+    channel: usize,
 ) where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
     let ready = op.ready::<One<E>>(LANE);
-    // Rows of one position each, evenly spaced, are a run themselves.
-    let mut rows = positions.0 + 1 == positions.1;
-    for i in 0..I {
-        rows &= from[i].per_image == 0;
-    }
-    for o in 0..O {
-        rows &= to[o].per_image == 0;
-    }
-    let (runs, run) = (items.1 - items.0, positions.1 - positions.0);
-    let (runs, run) = if rows { (1, runs) } else { (runs, run) };
-    let stride = |place: &Place<E>| if rows { place.inner } else { place.step };
-    for channel in channels.first..channels.end {
-        let k = op.coefficients(channel);
-        let safe = !M::EXACT || k.safe;
-        for item in items.0..items.0 + runs {
-            let (mut at, mut into) = ([core::ptr::null(); I], [core::ptr::null_mut(); O]);
-            for i in 0..I {
-                at[i] = from[i].at(item, channel, positions.0).cast_const();
+    let k = op.coefficients(channel);
+    let safe = !M::EXACT || k.safe;
+    // Images of one position each are a run themselves.
+    let (runs, run) = if shape.spatial() == 1 { (1, shape.batch()) } else { (shape.batch(), shape.spatial()) };
+    for image in 0..runs {
+        let (mut at, mut into) = ([core::ptr::null(); I], [core::ptr::null_mut(); O]);
+        for i in 0..I {
+            at[i] = from[i].run(image, channel).cast_const();
+        }
+        for o in 0..O {
+            into[o] = to[o].run(image, channel);
+        }
+        for _ in 0..run {
+            // SAFETY: by the caller.
+            let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
+            let sum = op.join(v, M::formula(v, splat_all(LANE, &k.narrow)));
+            let mut out = M::outputs(&ready, v, sum);
+            if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
+                out = again(op, v, out, sum, &k);
             }
-            for o in 0..O {
-                into[o] = to[o].at(item, channel, positions.0);
-            }
-            for _ in 0..run {
+            // The first output last: what is not wanted has its place.
+            for o in (0..O).rev() {
                 // SAFETY: by the caller.
-                let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
-                let sum = op.join(v, M::formula(v, splat_all(LANE, &k.narrow)));
-                let mut out = M::outputs(&ready, v, sum);
-                if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
-                    out = again(op, v, out, sum, &k);
-                }
-                // The first output last: what is not wanted has its place.
-                for o in (0..O).rev() {
-                    // SAFETY: by the caller.
-                    unsafe { E::store(out[o], into[o]) };
-                    into[o] = into[o].wrapping_add(stride(&to[o]));
-                }
-                for i in 0..I {
-                    at[i] = at[i].wrapping_add(stride(&from[i]));
-                }
+                unsafe { E::store(out[o], into[o]) };
+                into[o] = into[o].wrapping_add(to[o].step);
+            }
+            for i in 0..I {
+                at[i] = at[i].wrapping_add(from[i].step);
             }
         }
     }
