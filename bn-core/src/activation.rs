@@ -54,7 +54,7 @@ impl Activation {
 
 /// An activation in numbers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rectifier<S> {
+pub struct Rectifier<S> {
     /// It does nothing.
     pub(crate) plain: bool,
     /// What is below the knee is multiplied by the slope.
@@ -70,11 +70,10 @@ pub(crate) struct Rectifier<S> {
 
 impl<S: Scalar> From<Activation> for Rectifier<S> {
     fn from(activation: Activation) -> Self {
-        let (zero, least, most) = (S::ZERO, S::from_f64(-f64::INFINITY), S::from_f64(f64::INFINITY));
-        let none =
-            Rectifier { plain: false, leaky: false, slope: zero, knee: zero, floor: least, ceiling: most, end: most };
+        let zero = S::ZERO;
+        let none = Rectifier { plain: false, leaky: false, slope: zero, knee: zero, ..Self::IDENTITY };
         match activation {
-            Activation::Identity => Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, ..none },
+            Activation::Identity => Self::IDENTITY,
             Activation::Relu => Rectifier { floor: zero, ..none },
             Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope: S::from_f64(slope), ..none },
             Activation::Clamp { lo, hi } => {
@@ -86,13 +85,19 @@ impl<S: Scalar> From<Activation> for Rectifier<S> {
 }
 
 impl<S: Scalar> Rectifier<S> {
+    /// No activation.
+    pub(crate) const IDENTITY: Self = {
+        let (most, least) = S::INFINITIES;
+        Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, floor: least, ceiling: most, end: most }
+    };
+
     /// Whether it may bring a value that has overflowed back.
-    pub(crate) fn shrinks(self) -> bool {
+    pub(crate) fn shrinks(&self) -> bool {
         self.leaky && !self.plain
     }
 
     #[inline(always)]
-    pub(crate) fn rectify<R: Real>(self, token: R::Token) -> Rectify<R> {
+    pub(crate) fn rectify<R: Real>(&self, token: R::Token) -> Rectify<R> {
         Rectify {
             zero: R::constant(token, S::ZERO),
             leaky: R::constant(token, if self.leaky { S::ONE } else { S::ZERO }),
@@ -105,7 +110,7 @@ impl<S: Scalar> Rectifier<S> {
     }
 
     /// What becomes of z·[`Scalar::BEYOND`], where that is more than the arithmetic holds.
-    pub(crate) fn beyond(self, z: S) -> S {
+    pub(crate) fn beyond(&self, z: S) -> S {
         let two = S::ONE + S::ONE;
         let z = if self.leaky && z < self.knee {
             // The smaller factor first: it may be subnormal, and z·slope is infinite only if the result is.

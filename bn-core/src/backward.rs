@@ -1,7 +1,7 @@
 //! The backward pass, and its two stages.
 
 use crate::activation::{Activation, Rectifier};
-use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
+use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, entry, length_of};
 use crate::double::{is_below, is_zero, sqrt};
 use crate::element::Element;
 use crate::engine::Sink;
@@ -14,8 +14,8 @@ use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::inverse_std;
 use crate::kernel::{Coefficients, OfChannel};
 use crate::lanes::Scalar;
+use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
-use crate::layout::{Channels, Place};
 use crate::moments::{GradSums, Moments};
 use crate::shape::Operand;
 use crate::stages::Backward;
@@ -119,8 +119,7 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.words())?;
-        self.check_len(Operand::Dy, dy_to_dx.len())?;
+        self.check_backward(&input, dy_to_dx.len(), run.words())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check_gradients(&output)?;
         if !input.dy.is_empty() {
@@ -158,8 +157,7 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len(Operand::Dy, dy.len())?;
-        self.check_len(Operand::Y, y.len())?;
+        self.check(&[(Operand::Dy, dy.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         let view = self.output_view(y.as_ptr(), dy.as_ptr(), &affine, moments, run.words())?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
@@ -180,9 +178,8 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len(Operand::Dy, dy_to_dx.len())?;
         self.check_in_place(Operand::Dy, Operand::Dx)?;
-        self.check_len(Operand::Y, y.len())?;
+        self.check(&[(Operand::Dy, dy_to_dx.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         let p = dy_to_dx.as_mut_ptr();
         let view = self.output_view(y.as_ptr(), p, &affine, moments, run.words())?;
         self.check_gradients(&output)?;
@@ -199,27 +196,22 @@ impl<T: Element> BatchNorm<T> {
         &self,
         y: *const T,
         dy: *const T,
-        affine: &Affine<'v, T::Param>,
+        affine: &'v Affine<'v, T::Param>,
         moments: &'v [Moments],
         workspace: usize,
     ) -> Result<View<'v, T>, Error> {
-        self.check_affine(affine)?;
-        self.check_channels("moments", moments.len())?;
+        let [gamma, beta] = affine.lengths();
+        self.check(&[], &[gamma, beta, ("moments", moments.len())], self.workspace_min(Op::Backward), workspace)?;
         self.check_counts(moments)?;
-        self.check_workspace(Op::Backward, workspace)?;
         let inverse = self.activation.inverse().ok_or(Error::NotInvertible { channel: None })?;
         if let Some(channel) = (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
             return Err(Error::NotInvertible { channel: Some(channel) });
         }
         let y = self.place(Operand::Y, y);
-        Ok(View {
-            x: y,
-            dy: self.place(Operand::Dy, dy),
-            y: Some(y).filter(|_| self.activation != Activation::Identity),
-            gamma: affine.gamma,
-            statistics: Statistics::Batch(moments),
-            output: Some((inverse, *affine)),
-        })
+        let inputs =
+            Backward { places: [y, self.place(Operand::Dy, dy), y], masked: self.activation != Activation::Identity };
+        let (statistics, output) = (Statistics::Batch(moments), Some((inverse.into(), affine)));
+        Ok(View { inputs, gamma: affine.gamma, statistics, output })
     }
 
     /// The first stage: Σ dy and Σ dy·(x − mean) of this x and dy, for statistics that may be those
@@ -238,9 +230,8 @@ impl<T: Element> BatchNorm<T> {
         sums: &mut [GradSums],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.words())?;
-        self.check_len(Operand::Dy, input.dy.len())?;
-        self.check_channels("sums", sums.len())?;
+        self.check_backward(&input, input.dy.len(), run.words())?;
+        self.check(&[], &[("sums", sums.len())], 0, 0)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading.
         unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), Shared(sums.as_mut_ptr()), &mut run) }
     }
@@ -267,7 +258,7 @@ impl<T: Element> BatchNorm<T> {
                 Statistics::Batch(_) => {
                     let sink = MomentSink { at: moments, first: band.first };
                     // SAFETY: by the caller.
-                    unsafe { T::sum_moments(&self.engine, view.x, band, &sink, &mut run)? };
+                    unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, &mut run)? };
                     About::Known(&off)
                 }
                 Statistics::Rounded { .. } => About::Measured,
@@ -292,9 +283,8 @@ impl<T: Element> BatchNorm<T> {
         output: Gradients<'_, T>,
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_backward(&input, run.words())?;
-        self.check_len(Operand::Dy, input.dy.len())?;
-        self.check_channels("sums", sums.len())?;
+        self.check_backward(&input, input.dy.len(), run.words())?;
+        self.check(&[], &[("sums", sums.len())], 0, 0)?;
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
@@ -322,8 +312,7 @@ impl<T: Element> BatchNorm<T> {
         output: &Gradients<'_, T>,
         workspace: usize,
     ) -> Result<(), Error> {
-        self.check_backward(input, workspace)?;
-        self.check_len(Operand::Dy, input.dy.len())?;
+        self.check_backward(input, input.dy.len(), workspace)?;
         self.check_gradients(output)?;
         match input.statistics {
             Statistics::Batch(moments) => self.check_counts(moments),
@@ -331,34 +320,31 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    fn check_backward(&self, input: &BackwardInput<'_, T>, workspace: usize) -> Result<(), Error> {
-        self.check_len(Operand::X, input.x.len())?;
-        match (input.y, self.activation) {
-            (Some(y), _) => self.check_len(Operand::Y, y.len())?,
-            (None, Activation::Identity) => {}
-            (None, _) => return Err(Error::Missing { what: "y" }),
+    #[cfg_attr(target_os = "none", inline(never))]
+    fn check_backward(&self, input: &BackwardInput<'_, T>, dy: usize, workspace: usize) -> Result<(), Error> {
+        let y = length_of(input.y);
+        if y == ABSENT && self.activation != Activation::Identity {
+            return Err(Error::Missing { what: "y" });
         }
-        self.check_constants(input.gamma, &input.statistics, workspace)
+        let tensors = [(Operand::X, input.x.len()), (Operand::Y, y), (Operand::Dy, dy)];
+        self.check_constants(&tensors, input.gamma, &input.statistics, workspace)
     }
 
-    /// What is not a tensor.
     pub(crate) fn check_constants(
         &self,
+        tensors: &[(Operand, usize)],
         gamma: Option<&[T::Param]>,
         statistics: &Statistics<'_, T::Param>,
         workspace: usize,
     ) -> Result<(), Error> {
-        if let Some(gamma) = gamma {
-            self.check_channels("gamma", gamma.len())?;
-        }
-        match statistics {
-            Statistics::Batch(m) => self.check_channels("moments", m.len())?,
+        let gamma = ("gamma", length_of(gamma));
+        let (mean, var) = match statistics {
+            Statistics::Batch(m) => (("moments", m.len()), ("", ABSENT)),
             Statistics::Rounded { mean, var } | Statistics::Running { mean, var } => {
-                self.check_channels("mean", mean.len())?;
-                self.check_channels("var", var.len())?;
+                (("mean", mean.len()), ("var", var.len()))
             }
-        }
-        self.check_workspace(Op::Backward, workspace)
+        };
+        self.check(tensors, &[gamma, mean, var], self.workspace_min(Op::Backward), workspace)
     }
 
     /// The moments of a one-call backward pass are those of its x; others go with the stages.
@@ -374,19 +360,11 @@ impl<T: Element> BatchNorm<T> {
     }
 
     pub(crate) fn check_gradients(&self, output: &Gradients<'_, T>) -> Result<(), Error> {
-        if let Some(dx) = &output.dx {
-            self.check_len(Operand::Dx, dx.len)?;
-        }
-        if let Some(dr) = &output.dresidual {
-            self.check_len(Operand::Dresidual, dr.len)?;
-        }
-        if let Some(d) = &output.dgamma {
-            self.check_channels("dgamma", d.len())?;
-        }
-        if let Some(d) = &output.dbeta {
-            self.check_channels("dbeta", d.len())?;
-        }
-        Ok(())
+        let len = |o: &Option<Output<'_, T>>| o.as_ref().map_or(ABSENT, |o| o.len);
+        let tensors = [(Operand::Dx, len(&output.dx)), (Operand::Dresidual, len(&output.dresidual))];
+        let (dgamma, dbeta) = (output.dgamma.as_deref(), output.dbeta.as_deref());
+        let arrays = [("dgamma", length_of(dgamma)), ("dbeta", length_of(dbeta))];
+        self.check(&tensors, &arrays, 0, 0)
     }
 
     fn mean(&self, statistics: &Statistics<'_, T::Param>, c: usize) -> f64 {
@@ -490,15 +468,10 @@ impl<T: Element> BatchNorm<T> {
         gamma: Option<&'v [T::Param]>,
         statistics: Statistics<'v, T::Param>,
     ) -> View<'v, T> {
-        let mask = y.filter(|_| self.activation != Activation::Identity);
-        View {
-            x: self.place(Operand::X, x),
-            dy: self.place(Operand::Dy, dy),
-            y: mask.map(|y| self.place(Operand::Y, y)),
-            gamma,
-            statistics,
-            output: None,
-        }
+        let (x, dy) = (self.place(Operand::X, x), self.place(Operand::Dy, dy));
+        let mask = y.filter(|_| self.activation != Activation::Identity).map(|y| self.place(Operand::Y, y));
+        let inputs = Backward { places: [x, dy, mask.unwrap_or(dy)], masked: mask.is_some() };
+        View { inputs, gamma, statistics, output: None }
     }
 
     /// γ/√(variance + ε).
@@ -552,10 +525,10 @@ impl<T: Element> BatchNorm<T> {
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
         let round = |v| T::Param::from_f64(v).to_f64();
         let sink = SumSink { sums, first: band.first, centre, off, measure, round };
-        let (activation, inverse) = (self.rectifier, view.inverse());
+        let (activation, inverse) = (&self.rectifier, view.inverse());
         let op = GradientSums { activation, inverse, pivot, measure, centre };
         // SAFETY: by the caller; sums only read.
-        unsafe { T::sum_gradients(&self.engine, &op, view.inputs(), band, &sink, run) }
+        unsafe { T::sum_gradients(&self.engine, &op, &view.inputs, band, &sink, run) }
     }
 
     /// Writes all gradients of a band of channels from its sums and what the mean is off by.
@@ -589,30 +562,25 @@ impl<T: Element> BatchNorm<T> {
                 }
             }
         })?;
-        let (e, activation, inputs) = (&self.engine, self.rectifier, view.inputs());
         let dx = output.dx.map(|dx| self.place(Operand::Dx, dx));
         let dr = output.dresidual.map(|dr| self.place(Operand::Dresidual, dr));
-        let frozen = matches!(statistics, Statistics::Running { .. });
-        let multiply =
-            |s: f64| Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe: factor_is_safe::<T::Param>(s) };
+        let Some(first) = dx.or(dr) else { return Ok(()) };
+        let (to, both) = ([first, dr.unwrap_or(first)], dx.is_some() && dr.is_some());
+        let (e, activation, inputs) = (&self.engine, &self.rectifier, &view.inputs);
         // SAFETY: by the caller; maps only read from their inputs.
         unsafe {
-            match (dx, dr) {
-                (None, None) => Ok(()),
-                (None, Some(dr)) => {
-                    let op = ApplyFrozen { activation, coefficients: &|_: usize| multiply(1.0) };
-                    T::apply_frozen(e, &op, inputs, dr, None, band, run)
-                }
-                (Some(dx), dr) if frozen => {
-                    let op = ApplyFrozen { activation, coefficients: &|c: usize| multiply(self.scale(view, c)) };
-                    T::apply_frozen(e, &op, inputs, dx, dr, band, run)
-                }
-                (Some(dx), dr) => {
-                    let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
-                    let op = Apply { activation, inverse: view.inverse(), coefficients: &coefficients };
-                    T::apply(e, &op, inputs, dx, dr, band, run)
-                }
+            if dx.is_none() || matches!(statistics, Statistics::Running { .. }) {
+                let coefficients = |c: usize| {
+                    let s = if dx.is_none() { 1.0 } else { self.scale(view, c) };
+                    let safe = factor_is_safe::<T::Param>(s);
+                    Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe }
+                };
+                let op = ApplyFrozen { activation, coefficients: &coefficients };
+                return T::apply_frozen(e, &op, inputs, &to, both, band, run);
             }
+            let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
+            let op = Apply { activation, inverse: view.inverse(), coefficients: &coefficients };
+            T::apply(e, &op, inputs, &to, both, band, run)
         }
     }
 
@@ -645,25 +613,22 @@ impl<T: Element> BatchNorm<T> {
     }
 }
 
+/// How to undo the activation, and gamma and beta.
+type FromOutput<'a, P> = (Rectifier<P>, &'a Affine<'a, P>);
+
 /// What the passes of a backward call start from.
 pub(crate) struct View<'a, T: Element> {
-    /// x, or y in its place.
-    x: Place<T>,
-    dy: Place<T>,
-    /// Where the activation has a mask.
-    y: Option<Place<T>>,
+    /// x, or y in its place; dy; y.
+    inputs: Backward<T>,
     gamma: Option<&'a [T::Param]>,
     statistics: Statistics<'a, T::Param>,
     /// Where y is in the place of x: how to undo the activation, and gamma and beta.
-    output: Option<(Activation, Affine<'a, T::Param>)>,
+    output: Option<FromOutput<'a, T::Param>>,
 }
 
 impl<T: Element> View<'_, T> {
-    fn inputs(&self) -> Backward<T> {
-        Backward { x: self.x, dy: self.dy, y: self.y }
-    }
-    fn inverse(&self) -> Rectifier<T::Param> {
-        self.output.as_ref().map_or(Activation::Identity, |o| o.0).into()
+    fn inverse(&self) -> &Rectifier<T::Param> {
+        self.output.as_ref().map_or(T::Param::NO_ACTIVATION, |(inverse, _)| inverse)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::error::{Error, length};
 use crate::isa::Isa;
 use crate::layout::Place;
-use crate::shape::{Operand, Shape, Strides};
+use crate::shape::{Operand, Shape, Stride, Strides};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
@@ -35,8 +35,8 @@ use core::mem::MaybeUninit;
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<T: Element> {
     pub(crate) shape: Shape,
-    /// Resolved.
-    strides: Strides,
+    /// Resolved, by operand.
+    strides: [Stride; 6],
     pub(crate) epsilon: f64,
     pub(crate) activation: Activation,
     /// The same for the kernels.
@@ -73,7 +73,7 @@ impl<T: Element> BatchNorm<T> {
         if !(0.0..f64::INFINITY).contains(&epsilon) {
             return Err(Error::Epsilon { got: epsilon });
         }
-        let strides = Strides::DENSE.resolve(&shape)?;
+        let strides = Strides::DENSE.resolve(&shape)?.all();
         Ok(BatchNorm {
             shape,
             strides,
@@ -136,7 +136,7 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// As there.
     pub fn set_strides(&mut self, strides: Strides) -> Result<(), Error> {
-        self.strides = strides.resolve(&self.shape)?;
+        self.strides = strides.resolve(&self.shape)?.all();
         self.engine.stride::<T>(&self.strides);
         Ok(())
     }
@@ -159,7 +159,12 @@ impl<T: Element> BatchNorm<T> {
     }
     /// The strides, with zeros replaced by what they mean.
     pub fn strides(&self) -> Strides {
-        self.strides
+        let [x, y, residual, dy, dx, dresidual] = self.strides;
+        Strides { x, y, residual, dy, dx, dresidual }
+    }
+    fn stride(&self, operand: Operand) -> Stride {
+        // There is one of each.
+        self.strides.get(operand as usize).copied().unwrap_or_default()
     }
     /// What is added to the variance.
     pub fn epsilon(&self) -> f64 {
@@ -204,40 +209,40 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    /// A dense operand has its length; a strided one at least reaches its last element.
-    pub(crate) fn check_len(&self, operand: Operand, got: usize) -> Result<(), Error> {
-        let span = self.strides.of(operand).resolved_span(&self.shape);
-        if span > self.shape.len() && got > span { Ok(()) } else { length(operand.name(), got, span) }
+    /// The lengths of tensors and of arrays with an entry per channel, which may be [`ABSENT`], and of the workspace. One
+    /// function with loops: a check where an argument comes by is as much code as what is done with it.
+    #[cfg_attr(target_os = "none", inline(never))]
+    pub(crate) fn check(
+        &self,
+        tensors: &[(Operand, usize)],
+        arrays: &[(&'static str, usize)],
+        words: usize,
+        workspace: usize,
+    ) -> Result<(), Error> {
+        debug_assert!(default_floating_point(), "bn-core needs round-to-nearest without flush-to-zero");
+        for &(operand, got) in tensors {
+            // A dense operand has its length; a strided one at least reaches its last element.
+            let span = self.stride(operand).resolved_span(&self.shape);
+            if got != ABSENT && (span == self.shape.len() || got < span) {
+                length(operand.name(), got, span)?;
+            }
+        }
+        for &(what, got) in arrays {
+            if got != ABSENT {
+                length(what, got, self.shape.channels())?;
+            }
+        }
+        if workspace < words { Err(Error::Workspace { expected: words, got: workspace }) } else { Ok(()) }
     }
 
     /// A call in place writes where it reads.
     pub(crate) fn check_in_place(&self, input: Operand, output: Operand) -> Result<(), Error> {
-        let (input, output) = (self.strides.of(input), self.strides.of(output));
+        let (input, output) = (self.stride(input), self.stride(output));
         if input == output { Ok(()) } else { Err(Error::InPlaceStrides { input, output }) }
     }
 
     pub(crate) fn place(&self, operand: Operand, ptr: *const T) -> Place<T> {
-        self.engine.place(ptr.cast_mut(), self.strides.of(operand))
-    }
-
-    pub(crate) fn check_channels(&self, what: &'static str, got: usize) -> Result<(), Error> {
-        length(what, got, self.shape.channels())
-    }
-
-    pub(crate) fn check_workspace(&self, op: Op, got: usize) -> Result<(), Error> {
-        let expected = self.workspace_min(op);
-        debug_assert!(default_floating_point(), "bn-core needs round-to-nearest without flush-to-zero");
-        if got < expected { Err(Error::Workspace { expected, got }) } else { Ok(()) }
-    }
-
-    pub(crate) fn check_affine(&self, affine: &Affine<'_, T::Param>) -> Result<(), Error> {
-        if let Some(gamma) = affine.gamma {
-            self.check_channels("gamma", gamma.len())?;
-        }
-        if let Some(beta) = affine.beta {
-            self.check_channels("beta", beta.len())?;
-        }
-        Ok(())
+        self.engine.place(ptr.cast_mut(), self.stride(operand))
     }
 }
 
@@ -270,6 +275,11 @@ impl<'a, P: Param> Affine<'a, P> {
         Affine { gamma: Some(gamma), beta: Some(beta) }
     }
 
+    /// For [`BatchNorm::check`].
+    pub(crate) fn lengths(&self) -> [(&'static str, usize); 2] {
+        [("gamma", length_of(self.gamma)), ("beta", length_of(self.beta))]
+    }
+
     #[inline(always)]
     pub(crate) fn gamma(&self, c: usize) -> f64 {
         entry(self.gamma, c, 1.0)
@@ -278,6 +288,15 @@ impl<'a, P: Param> Affine<'a, P> {
     pub(crate) fn beta(&self, c: usize) -> f64 {
         entry(self.beta, c, 0.0)
     }
+}
+
+/// The length of what is not there: no slice has it.
+pub(crate) const ABSENT: usize = usize::MAX;
+
+/// A length for [`BatchNorm::check`].
+#[inline(always)]
+pub(crate) fn length_of<P>(slice: Option<&[P]>) -> usize {
+    slice.map_or(ABSENT, <[P]>::len)
 }
 
 /// Entry `c` of a slice whose length has been checked, without a panicking path.

@@ -13,7 +13,7 @@ use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
 use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc, one_by_one, scalar};
-use crate::shape::{Shape, Stride, Strides};
+use crate::shape::{Shape, Stride};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
 /// first-level cache: at 2048 channels a third of a row at a time ran at a third of the speed.
@@ -88,8 +88,8 @@ impl Engine {
     }
 
     /// Takes note of the strides of all operands.
-    pub(crate) fn stride<E: Element>(&mut self, s: &Strides) {
-        self.staged = s.all().iter().any(|&s| !self.place(core::ptr::null_mut::<E>(), s).contiguous);
+    pub(crate) fn stride<E: Element>(&mut self, strides: &[Stride; 6]) {
+        self.staged = strides.iter().any(|&s| !self.place(core::ptr::null_mut::<E>(), s).contiguous);
     }
 
     /// All channels.
@@ -240,7 +240,7 @@ impl Engine {
                     let count = self.grid.count(g, self.lanes);
                     // SAFETY: by the caller; this task has this channel to itself.
                     unsafe {
-                        scalar::cell(op, &self.grid, from, channel, g, state);
+                        scalar::cell(op, &self.grid, from, channel, (g, count), state);
                         sink.join(channel, sink.convert(channel, state.result, state.k, count), count);
                     }
                 }
@@ -337,8 +337,9 @@ impl Engine {
         }
         if self.single() {
             return run.phase(self.width(run), band.end - band.first, 0, &|c, _| {
+                let channel = band.first + c;
                 // SAFETY: by the caller.
-                unsafe { scalar::map(op, from, to, &self.shape, band.first + c) }
+                unsafe { scalar::map(op, from, to, &self.shape, channel) }
             });
         }
         let least = self.map_min::<E, K>();

@@ -1,6 +1,6 @@
 //! The training forward pass, and its two stages.
 
-use crate::batch_norm::{Affine, BatchNorm, Op, Output};
+use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, length_of};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
@@ -56,9 +56,8 @@ impl<T: Element> BatchNorm<T> {
         moments: &mut [Moments],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_forward(residual, &affine, moments.len(), run.words())?;
+        self.check_forward(&Self::forward_lengths(x_to_y, residual, None), &affine, moments.len(), run.words())?;
         self.check_values(self.shape.values_per_channel())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
@@ -77,9 +76,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
     pub fn moments(&self, x: &[T], moments: &mut [Moments], mut run: Run<'_>) -> Result<(), Error> {
-        self.check_len(Operand::X, x.len())?;
-        self.check_channels("moments", moments.len())?;
-        self.check_workspace(Op::ForwardTraining, run.words())?;
+        let lengths = Self::forward_lengths(x, None, None);
+        self.check_forward(&lengths, &Affine::NONE, moments.len(), run.words())?;
         // SAFETY: the length has been checked; x is borrowed for reading.
         unsafe { self.accumulate_at(x.as_ptr(), Shared(moments.as_mut_ptr()), &mut run) }
     }
@@ -102,8 +100,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_map(x, &y)?;
-        self.check_forward(residual, &affine, moments.len(), run.words())?;
+        let lengths = Self::forward_lengths(x, residual, Some(&y));
+        self.check_forward(&lengths, &affine, moments.len(), run.words())?;
         self.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe {
@@ -112,10 +110,10 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    /// x and y of an operation that maps one to the other.
-    pub(crate) fn check_map(&self, x: &[T], y: &Output<'_, T>) -> Result<(), Error> {
-        self.check_len(Operand::X, x.len())?;
-        self.check_len(Operand::Y, y.len)
+    /// The tensors of a forward operation, for [`BatchNorm::check`].
+    pub(crate) fn forward_lengths(x: &[T], residual: Option<&[T]>, y: Option<&Output<'_, T>>) -> [(Operand, usize); 3] {
+        let (residual, y) = (length_of(residual), y.map_or(ABSENT, |y| y.len));
+        [(Operand::X, x.len()), (Operand::Y, y), (Operand::Residual, residual)]
     }
 
     /// All of a training forward pass.
@@ -128,24 +126,20 @@ impl<T: Element> BatchNorm<T> {
         moments: &[Moments],
         workspace: usize,
     ) -> Result<(), Error> {
-        self.check_map(x, y)?;
-        self.check_forward(residual, affine, moments.len(), workspace)?;
+        let lengths = Self::forward_lengths(x, residual, Some(y));
+        self.check_forward(&lengths, affine, moments.len(), workspace)?;
         self.check_values(self.shape.values_per_channel())
     }
 
     pub(crate) fn check_forward(
         &self,
-        residual: Option<&[T]>,
+        tensors: &[(Operand, usize)],
         affine: &Affine<'_, T::Param>,
         moments: usize,
         workspace: usize,
     ) -> Result<(), Error> {
-        if let Some(r) = residual {
-            self.check_len(Operand::Residual, r.len())?;
-        }
-        self.check_affine(affine)?;
-        self.check_channels("moments", moments)?;
-        self.check_workspace(Op::ForwardTraining, workspace)
+        let [gamma, beta] = affine.lengths();
+        self.check(tensors, &[gamma, beta, ("moments", moments)], self.workspace_min(Op::ForwardTraining), workspace)
     }
 
     pub(crate) fn check_values(&self, got: u64) -> Result<(), Error> {
@@ -183,7 +177,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         let (e, sink) = (&self.engine, MomentSink { at: moments, first: 0 });
         // SAFETY: by the caller; sums only read from x.
-        unsafe { T::sum_moments(e, self.place(Operand::X, x), e.all(), &sink, run) }
+        unsafe { T::sum_moments(e, &self.place(Operand::X, x), e.all(), &sink, run) }
     }
 
     /// # Safety
@@ -218,7 +212,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients };
+        let op = Normalize { activation: &self.rectifier, residual: residual.is_some(), coefficients };
         let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.
         unsafe { T::normalize(&self.engine, &op, &from, &to, run) }

@@ -4,8 +4,8 @@ use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::{Element, Param};
 use crate::error::Error;
 use crate::exec::Run;
-use crate::kernel::Coefficients;
 use crate::kernel::normalize::{Normalize, inverse_std, split};
+use crate::kernel::{Coefficients, OfChannel};
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
 
@@ -52,8 +52,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_map(x, &y)?;
-        self.check_inference(residual, &affine, running_mean, running_var, run.words())?;
+        let lengths = Self::forward_lengths(x, residual, Some(&y));
+        self.check_inference(&lengths, &affine, running_mean, running_var, run.words())?;
         let residual = residual.map(<[T]>::as_ptr);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe { self.inference_at(x.as_ptr(), residual, &affine, running_mean, running_var, y.ptr, &mut run) }
@@ -72,9 +72,9 @@ impl<T: Element> BatchNorm<T> {
         running_var: &[T::Param],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_inference(residual, &affine, running_mean, running_var, run.words())?;
+        let lengths = Self::forward_lengths(x_to_y, residual, None);
+        self.check_inference(&lengths, &affine, running_mean, running_var, run.words())?;
         let (p, residual) = (x_to_y.as_mut_ptr(), residual.map(<[T]>::as_ptr));
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe { self.inference_at(p, residual, &affine, running_mean, running_var, p, &mut run) }
@@ -92,14 +92,14 @@ impl<T: Element> BatchNorm<T> {
         running_var: &[T::Param],
         prepared: &mut [Prepared<T::Param>],
     ) -> Result<(), Error> {
-        self.check_inference(None, &affine, running_mean, running_var, usize::MAX)?;
-        self.check_channels("prepared", prepared.len())?;
-        let k = |c| self.inference_coefficients(&affine, running_mean, running_var, c);
-        if let Some(channel) = (0..prepared.len()).find(|&c| !k(c).safe) {
+        self.check_inference(&[], &affine, running_mean, running_var, usize::MAX)?;
+        self.check(&[], &[("prepared", prepared.len())], 0, 0)?;
+        let k = Running { affine: &affine, mean: running_mean, var: running_var, epsilon: self.epsilon };
+        if let Some(channel) = (0..prepared.len()).find(|&c| !k.of(c).safe) {
             return Err(Error::Unpreparable { channel });
         }
         for (c, p) in prepared.iter_mut().enumerate() {
-            let [mean, scale, shift] = k(c).narrow;
+            let [mean, scale, shift] = k.of(c).narrow;
             *p = Prepared { mean, scale, shift };
         }
         Ok(())
@@ -121,8 +121,7 @@ impl<T: Element> BatchNorm<T> {
         T: 'y,
     {
         let y = y.into();
-        self.check_map(x, &y)?;
-        self.check_apply(residual, prepared, run.words())?;
+        self.check_apply(&Self::forward_lengths(x, residual, Some(&y)), prepared, run.words())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe { self.apply_prepared_at(x.as_ptr(), residual.map(<[T]>::as_ptr), prepared, y.ptr, &mut run) }
     }
@@ -138,9 +137,8 @@ impl<T: Element> BatchNorm<T> {
         prepared: &[Prepared<T::Param>],
         mut run: Run<'_>,
     ) -> Result<(), Error> {
-        self.check_len(Operand::X, x_to_y.len())?;
         self.check_in_place(Operand::X, Operand::Y)?;
-        self.check_apply(residual, prepared, run.words())?;
+        self.check_apply(&Self::forward_lengths(x_to_y, residual, None), prepared, run.words())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe { self.apply_prepared_at(p, residual.map(<[T]>::as_ptr), prepared, p, &mut run) }
@@ -159,7 +157,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
-        let k = |c: usize| self.inference_coefficients(affine, running_mean, running_var, c);
+        let k = Running { affine, mean: running_mean, var: running_var, epsilon: self.epsilon };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &k, y, run) }
     }
@@ -175,7 +173,7 @@ impl<T: Element> BatchNorm<T> {
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let coefficients = |c: usize| of_prepared(prepared, c);
-        let op = Normalize { activation: self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
+        let op = Normalize { activation: &self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
         let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.
         unsafe { T::normalize_prepared(&self.engine, &op, &from, &to, run) }
@@ -183,48 +181,46 @@ impl<T: Element> BatchNorm<T> {
 
     pub(crate) fn check_inference(
         &self,
-        residual: Option<&[T]>,
+        tensors: &[(Operand, usize)],
         affine: &Affine<'_, T::Param>,
         running_mean: &[T::Param],
         running_var: &[T::Param],
         workspace: usize,
     ) -> Result<(), Error> {
-        if let Some(r) = residual {
-            self.check_len(Operand::Residual, r.len())?;
-        }
-        self.check_affine(affine)?;
-        self.check_channels("running_mean", running_mean.len())?;
-        self.check_channels("running_var", running_var.len())?;
-        self.check_workspace(Op::Inference, workspace)
+        let [gamma, beta] = affine.lengths();
+        let (mean, var) = (("running_mean", running_mean.len()), ("running_var", running_var.len()));
+        self.check(tensors, &[gamma, beta, mean, var], self.workspace_min(Op::Inference), workspace)
     }
 
     pub(crate) fn check_apply(
         &self,
-        residual: Option<&[T]>,
+        tensors: &[(Operand, usize)],
         prepared: &[Prepared<T::Param>],
         workspace: usize,
     ) -> Result<(), Error> {
-        if let Some(r) = residual {
-            self.check_len(Operand::Residual, r.len())?;
-        }
-        self.check_channels("prepared", prepared.len())?;
-        self.check_workspace(Op::Inference, workspace)
+        self.check(tensors, &[("prepared", prepared.len())], self.workspace_min(Op::Inference), workspace)
     }
+}
 
-    fn inference_coefficients(
-        &self,
-        affine: &Affine<'_, T::Param>,
-        running_mean: &[T::Param],
-        running_var: &[T::Param],
-        c: usize,
-    ) -> Coefficients<T::Param, 3> {
-        let scale = affine.gamma(c) * inverse_std(entry(Some(running_var), c, 1.0), self.epsilon);
-        split::<T::Param>(entry(Some(running_mean), c, 0.0), scale, affine.beta(c), None)
+/// What inference makes the constants of a channel from. (Not a closure: one function for all who ask.)
+struct Running<'a, P> {
+    affine: &'a Affine<'a, P>,
+    mean: &'a [P],
+    var: &'a [P],
+    epsilon: f64,
+}
+
+impl<P: Param> OfChannel<Coefficients<P, 3>> for Running<'_, P> {
+    fn of(&self, c: usize) -> Coefficients<P, 3> {
+        let scale = self.affine.gamma(c) * inverse_std(entry(Some(self.var), c, 1.0), self.epsilon);
+        split::<P>(entry(Some(self.mean), c, 0.0), scale, self.affine.beta(c), None)
     }
 }
 
 #[inline(always)]
 fn of_prepared<P: Param>(prepared: &[Prepared<P>], c: usize) -> Coefficients<P, 3> {
     let p = prepared.get(c).copied().unwrap_or_default();
-    Coefficients { narrow: [p.mean, p.scale, p.shift], wide: [0.0; 3], safe: true }
+    // Not used; zeros would be set by a function.
+    let wide = [1.0; 3];
+    Coefficients { narrow: [p.mean, p.scale, p.shift], wide, safe: true }
 }

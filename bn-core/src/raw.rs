@@ -70,7 +70,7 @@ pub unsafe fn forward_training<T: Element>(
     moments: &mut [Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &affine, moments.len(), run.words())?;
+    bn.check_forward(&[], &affine, moments.len(), run.words())?;
     bn.check_values(bn.shape.values_per_channel())?;
     // SAFETY: by the caller.
     unsafe { bn.forward_at(at.x, at.residual, affine, Shared(moments.as_mut_ptr()), at.y, &mut run) }
@@ -89,7 +89,7 @@ pub unsafe fn moments<T: Element>(
     moments: &mut [Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &Affine::NONE, moments.len(), run.words())?;
+    bn.check_forward(&[], &Affine::NONE, moments.len(), run.words())?;
     // SAFETY: by the caller.
     unsafe { bn.accumulate_at(x, Shared(moments.as_mut_ptr()), &mut run) }
 }
@@ -108,7 +108,7 @@ pub unsafe fn normalize<T: Element>(
     moments: &[Moments],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_forward(None, &affine, moments.len(), run.words())?;
+    bn.check_forward(&[], &affine, moments.len(), run.words())?;
     bn.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
     // SAFETY: by the caller.
     unsafe { bn.normalize_at(at.x, at.residual, affine, moments.as_ptr(), at.y, &mut run) }
@@ -129,7 +129,7 @@ pub unsafe fn inference<T: Element>(
     running_var: &[T::Param],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_inference(None, &affine, running_mean, running_var, run.words())?;
+    bn.check_inference(&[], &affine, running_mean, running_var, run.words())?;
     // SAFETY: by the caller.
     unsafe { bn.inference_at(at.x, at.residual, &affine, running_mean, running_var, at.y, &mut run) }
 }
@@ -147,7 +147,7 @@ pub unsafe fn apply<T: Element>(
     prepared: &[Prepared<T::Param>],
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    bn.check_apply(None, prepared, run.words())?;
+    bn.check_apply(&[], prepared, run.words())?;
     // SAFETY: by the caller.
     unsafe { bn.apply_prepared_at(at.x, at.residual, prepared, at.y, &mut run) }
 }
@@ -210,7 +210,7 @@ pub unsafe fn backward_sums<T: Element>(
     mut run: Run<'_>,
 ) -> Result<(), Error> {
     let view = view(bn, &at, &run)?;
-    bn.check_channels("sums", sums.len())?;
+    bn.check(&[], &[("sums", sums.len())], 0, 0)?;
     // SAFETY: by the caller.
     unsafe { bn.backward_sums_at(&view, Shared(sums.as_mut_ptr()), &mut run) }
 }
@@ -230,7 +230,7 @@ pub unsafe fn backward_apply<T: Element>(
     mut run: Run<'_>,
 ) -> Result<(), Error> {
     let view = view(bn, &at, &run)?;
-    bn.check_channels("sums", sums.len())?;
+    bn.check(&[], &[("sums", sums.len())], 0, 0)?;
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
     unsafe { bn.backward_apply_at(&view, sums, output.targets(), &mut run) }
@@ -240,6 +240,6 @@ fn view<'a, T: Element>(bn: &BatchNorm<T>, at: &Backward<'a, T>, run: &Run<'_>) 
     if at.y.is_none() && bn.activation != Activation::Identity {
         return Err(Error::Missing { what: "y" });
     }
-    bn.check_constants(at.gamma, &at.statistics, run.words())?;
+    bn.check_constants(&[], at.gamma, &at.statistics, run.words())?;
     Ok(bn.view_at(at.x, at.y, at.dy, at.gamma, at.statistics))
 }

@@ -177,14 +177,8 @@ impl Operand {
     const ALL: [Operand; 6] = [Operand::X, Operand::Y, Operand::Residual, Operand::Dy, Operand::Dx, Operand::Dresidual];
 
     pub(crate) fn name(self) -> &'static str {
-        match self {
-            Operand::X => "x",
-            Operand::Y => "y",
-            Operand::Residual => "residual",
-            Operand::Dy => "dy",
-            Operand::Dx => "dx",
-            Operand::Dresidual => "dresidual",
-        }
+        const NAMES: [&str; 6] = ["x", "y", "residual", "dy", "dx", "dresidual"];
+        NAMES.get(self as usize).copied().unwrap_or_default()
     }
 }
 

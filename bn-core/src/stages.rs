@@ -28,7 +28,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn sum_moments(
         e: &Engine,
-        x: Place<Self>,
+        x: &Place<Self>,
         band: Channels,
         sink: &MomentSink,
         run: &mut Run<'_>,
@@ -50,23 +50,23 @@ pub trait Stages: Storage + Sized {
         to: &[Place<Self>; 1],
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
-    /// y where the activation has a mask.
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
         op: &GradientSums<'_, Self::Compute>,
-        inputs: Backward<Self>,
+        inputs: &Backward<Self>,
         band: Channels,
         sink: &SumSink<'_>,
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
+    /// To dx and, if both are wanted, dresidual.
     #[doc(hidden)]
     unsafe fn apply(
         e: &Engine,
         op: &Apply<'_, Self::Compute>,
-        inputs: Backward<Self>,
-        dx: Place<Self>,
-        dresidual: Option<Place<Self>>,
+        inputs: &Backward<Self>,
+        to: &[Place<Self>; 2],
+        both: bool,
         band: Channels,
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
@@ -75,9 +75,9 @@ pub trait Stages: Storage + Sized {
     unsafe fn apply_frozen(
         e: &Engine,
         op: &ApplyFrozen<'_, Self::Compute>,
-        inputs: Backward<Self>,
-        dx: Place<Self>,
-        dresidual: Option<Place<Self>>,
+        inputs: &Backward<Self>,
+        to: &[Place<Self>; 2],
+        both: bool,
         band: Channels,
         run: &mut Run<'_>,
     ) -> Result<(), Error>;
@@ -86,10 +86,9 @@ pub trait Stages: Storage + Sized {
 /// What backward passes read.
 #[derive(Clone, Copy)]
 pub(crate) struct Backward<E> {
-    pub(crate) x: Place<E>,
-    pub(crate) dy: Place<E>,
-    /// Where the activation has a mask.
-    pub(crate) y: Option<Place<E>>,
+    /// x, dy and, where the activation has a mask, y; else dy again.
+    pub(crate) places: [Place<E>; 3],
+    pub(crate) masked: bool,
 }
 
 macro_rules! stages {
@@ -98,13 +97,13 @@ macro_rules! stages {
         impl Stages for $t {
             unsafe fn sum_moments(
                 e: &Engine,
-                x: Place<Self>,
+                x: &Place<Self>,
                 band: Channels,
                 sink: &MomentSink,
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
-                unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, &[x], band, sink, run) }
+                unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, core::array::from_ref(x), band, sink, run) }
             }
 
             unsafe fn normalize(
@@ -147,7 +146,7 @@ macro_rules! stages {
             unsafe fn sum_gradients(
                 e: &Engine,
                 op: &GradientSums<'_, Self::Compute>,
-                Backward { x, dy, y }: Backward<Self>,
+                inputs: &Backward<Self>,
                 band: Channels,
                 sink: &SumSink<'_>,
                 run: &mut Run<'_>,
@@ -155,13 +154,14 @@ macro_rules! stages {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &[x, dy, y.unwrap_or(dy)], band, sink, run);
+                        return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &inputs.places, band, sink, run);
                     }
-                    match (y, op.measure) {
-                        (None, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, &[x, dy], band, sink, run),
-                        (None, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, &[x, dy], band, sink, run),
-                        (Some(y), false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, &[x, dy, y], band, sink, run),
-                        (Some(y), true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &[x, dy, y], band, sink, run),
+                    let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
+                    match (inputs.masked, op.measure) {
+                        (false, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
+                        (false, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
+                        (true, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, all, band, sink, run),
+                        (true, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, all, band, sink, run),
                     }
                 }
             }
@@ -169,23 +169,23 @@ macro_rules! stages {
             unsafe fn apply(
                 e: &Engine,
                 op: &Apply<'_, Self::Compute>,
-                Backward { x, dy, y }: Backward<Self>,
-                dx: Place<Self>,
-                dresidual: Option<Place<Self>>,
+                inputs: &Backward<Self>,
+                to: &[Place<Self>; 2],
+                both: bool,
                 band: Channels,
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        let (y, dresidual) = (y.unwrap_or(dy), dresidual.unwrap_or(dx));
-                        return e.map::<$t, _, 3, 2, 5, 2>(op, &[x, dy, y], &[dx, dresidual], band, run);
+                        return e.map::<$t, _, 3, 2, 5, 2>(op, &inputs.places, to, band, run);
                     }
-                    match (y, dresidual) {
-                        (None, None) => e.map::<$t, _, 2, 2, 5, 1>(op, &[x, dy], &[dx], band, run),
-                        (None, Some(dr)) => e.map::<$t, _, 2, 2, 5, 2>(op, &[x, dy], &[dx, dr], band, run),
-                        (Some(y), None) => e.map::<$t, _, 3, 2, 5, 1>(op, &[x, dy, y], &[dx], band, run),
-                        (Some(y), Some(dr)) => e.map::<$t, _, 3, 2, 5, 2>(op, &[x, dy, y], &[dx, dr], band, run),
+                    let (all, [two @ .., _], [one @ .., _]) = (&inputs.places, &inputs.places, to);
+                    match (inputs.masked, both) {
+                        (false, false) => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
+                        (false, true) => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
+                        (true, false) => e.map::<$t, _, 3, 2, 5, 1>(op, all, one, band, run),
+                        (true, true) => e.map::<$t, _, 3, 2, 5, 2>(op, all, to, band, run),
                     }
                 }
             }
@@ -193,23 +193,24 @@ macro_rules! stages {
             unsafe fn apply_frozen(
                 e: &Engine,
                 op: &ApplyFrozen<'_, Self::Compute>,
-                Backward { dy, y, .. }: Backward<Self>,
-                dx: Place<Self>,
-                dresidual: Option<Place<Self>>,
+                inputs: &Backward<Self>,
+                to: &[Place<Self>; 2],
+                both: bool,
                 band: Channels,
                 run: &mut Run<'_>,
             ) -> Result<(), Error> {
+                let ([_, two @ ..], [one @ .., _]) = (&inputs.places, to);
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        let (y, dresidual) = (y.unwrap_or(dy), dresidual.unwrap_or(dx));
-                        return e.map::<$t, _, 2, 1, 1, 2>(op, &[dy, y], &[dx, dresidual], band, run);
+                        return e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run);
                     }
-                    match (y, dresidual) {
-                        (None, None) => e.map::<$t, _, 1, 1, 1, 1>(op, &[dy], &[dx], band, run),
-                        (None, Some(dr)) => e.map::<$t, _, 1, 1, 1, 2>(op, &[dy], &[dx, dr], band, run),
-                        (Some(y), None) => e.map::<$t, _, 2, 1, 1, 1>(op, &[dy, y], &[dx], band, run),
-                        (Some(y), Some(dr)) => e.map::<$t, _, 2, 1, 1, 2>(op, &[dy, y], &[dx, dr], band, run),
+                    let [dy @ .., _] = two;
+                    match (inputs.masked, both) {
+                        (false, false) => e.map::<$t, _, 1, 1, 1, 1>(op, dy, one, band, run),
+                        (false, true) => e.map::<$t, _, 1, 1, 1, 2>(op, dy, to, band, run),
+                        (true, false) => e.map::<$t, _, 2, 1, 1, 1>(op, two, one, band, run),
+                        (true, true) => e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run),
                     }
                 }
             }

@@ -218,8 +218,8 @@ impl<T: Element> BatchNorm<T> {
         T: 'a,
     {
         let y = y.into();
-        self.check_map(x, &y)?;
-        self.check_inference(residual, &affine, running_mean, running_var, workspace.len())?;
+        let lengths = Self::forward_lengths(x, residual, Some(&y));
+        self.check_inference(&lengths, &affine, running_mean, running_var, workspace.len())?;
         let at = Operands::new(x, residual, y);
         let call = Call::Inference { at, affine, mean: running_mean, var: running_var };
         Ok(Tasks::new(self, call, width, workspace))
@@ -242,8 +242,7 @@ impl<T: Element> BatchNorm<T> {
         T: 'a,
     {
         let y = y.into();
-        self.check_map(x, &y)?;
-        self.check_apply(residual, prepared, workspace.len())?;
+        self.check_apply(&Self::forward_lengths(x, residual, Some(&y)), prepared, workspace.len())?;
         let at = Operands::new(x, residual, y);
         Ok(Tasks::new(self, Call::Apply { at, prepared }, width, workspace))
     }

@@ -14,7 +14,7 @@
 //!    are calculated again in f64, element by element.
 
 use super::{Coefficients, Map, OfChannel, factor_is_safe};
-use crate::activation::{Activation, Rectifier, Rectify};
+use crate::activation::{Rectifier, Rectify};
 use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
@@ -42,9 +42,9 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
 /// The elementwise part of the backward pass through batch statistics.
 #[derive(Clone, Copy)]
 pub(crate) struct Apply<'a, S> {
-    pub(crate) activation: Rectifier<S>,
+    pub(crate) activation: &'a Rectifier<S>,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Rectifier<S>,
+    pub(crate) inverse: &'a Rectifier<S>,
     /// The constants of a channel.
     pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 5>>,
 }
@@ -52,20 +52,20 @@ pub(crate) struct Apply<'a, S> {
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
 pub(crate) struct ApplyFrozen<'a, S> {
-    pub(crate) activation: Rectifier<S>,
+    pub(crate) activation: &'a Rectifier<S>,
     /// s of a channel.
     pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 1>>,
 }
 
 impl<S: Scalar> Apply<'_, S> {
-    fn inverse(&self) -> Rectifier<S> {
+    fn inverse(&self) -> &Rectifier<S> {
         self.inverse
     }
 }
 
 impl<S: Scalar> ApplyFrozen<'_, S> {
-    fn inverse(&self) -> Rectifier<S> {
-        Activation::Identity.into()
+    fn inverse(&self) -> &Rectifier<S> {
+        S::NO_ACTIVATION
     }
 }
 

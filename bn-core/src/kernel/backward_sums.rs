@@ -27,9 +27,9 @@ use crate::lanes::{Real, Scalar};
 /// Σ e and Σ e·(x − μ), relative to the pivot.
 #[derive(Clone, Copy)]
 pub(crate) struct GradientSums<'a, S> {
-    pub(crate) activation: Rectifier<S>,
+    pub(crate) activation: &'a Rectifier<S>,
     /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: Rectifier<S>,
+    pub(crate) inverse: &'a Rectifier<S>,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,

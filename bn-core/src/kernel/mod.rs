@@ -108,5 +108,6 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
 /// range. NaN may: it spoils its channel in any arithmetic.
 #[inline(always)]
 pub(crate) fn factor_is_safe<S: Scalar>(v: f64) -> bool {
-    is_zero(v) || is_nan(v) || !(is_below(v, S::SAFE_MIN) || exceeds(v, S::SAFE_MAX))
+    // No jumps: what follows would be there once for each.
+    is_zero(v) | is_nan(v) | !(is_below(v, S::SAFE_MIN) | exceeds(v, S::SAFE_MAX))
 }

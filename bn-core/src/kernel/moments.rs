@@ -17,7 +17,7 @@
 //!    algorithm for computing sample variances" (1979).
 
 use super::Reduction;
-use crate::double::{is_below, is_finite};
+use crate::double::{is_below, is_finite, less};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
 
@@ -59,7 +59,7 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     fn good(&self, &[s, q]: &[f64; 2], n: f64) -> bool {
         let m2 = q - s * (s / n);
         // Both are finite.
-        inside::<E>(q, n) && is_finite(m2) && !(2.0 * m2 < q)
+        inside::<E>(q, n) && is_finite(m2) && !less(2.0 * m2, q)
     }
     #[inline(always)]
     fn repivot([k]: [f64; 1], &[s, q]: &[f64; 2], n: f64) -> Option<E::Compute> {
@@ -70,7 +70,7 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         let shift = s * per_n;
         // What is negative is rounding; NaN stays.
         let m2 = q - s * shift;
-        [k + shift, if m2 < 0.0 { 0.0 } else { m2 }]
+        [k + shift, if less(m2, 0.0) { 0.0 } else { m2 }]
     }
     #[inline(always)]
     fn recentre([k]: [f64; 1], [s, _]: [f64; 2], per_n: f64) -> [f64; 1] {

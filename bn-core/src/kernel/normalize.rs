@@ -38,16 +38,16 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
         // Training: |x − μ| ≤ √m2, and |y − β| ≤ |γ|·√n ≤ scale·√m2 where ε is small.
         Some(m2) => {
             let r = sqrt(m2);
-            !exceeds(r, S::SAFE_MAX * 32.0) && !exceeds((scale * r).abs() + beta.abs(), S::SAFE_MAX * 32.0)
+            !exceeds(r, S::SAFE_MAX * 32.0) & !exceeds((scale * r).abs() + beta.abs(), S::SAFE_MAX * 32.0)
         }
         // Inference: x is anything; adding a mean or a beta below 2¹⁰² to it cannot overflow.
         None => {
             let most = const { (S::SAFE_MAX / 262144.0).next_down() };
-            !exceeds(mean, most) && !exceeds(beta, most)
+            !exceeds(mean, most) & !exceeds(beta, most)
         }
     };
     let narrow = [high, S::from_f64(scale), S::from_f64(shift)];
-    Coefficients { narrow, wide: [mean, scale, beta], safe: inside && factor_is_safe::<S>(scale) }
+    Coefficients { narrow, wide: [mean, scale, beta], safe: inside & factor_is_safe::<S>(scale) }
 }
 
 /// 1/√(variance + ε), and 0 where that is 1/0: a constant channel with ε = 0 gives β.
@@ -61,7 +61,7 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
 /// ask for f64.
 #[derive(Clone, Copy)]
 pub(crate) struct Normalize<'a, S, const PLAIN: bool, const EXACT: bool> {
-    pub(crate) activation: Rectifier<S>,
+    pub(crate) activation: &'a Rectifier<S>,
     /// Whether the second input counts, where there is one.
     pub(crate) residual: bool,
     /// The constants of a channel.

@@ -353,12 +353,14 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             unsafe {
                 let constants = load_table::<Single, E, K>(lane, k.at.add(k.order.of(offset)), k.order.apart);
                 let v = M::before(&ready, load_all(lane, &self.from, e));
-                let sum = op.join(v, M::formula(v, constants));
-                let mut y = M::outputs(&ready, v, sum);
+                let mut sum = op.join(v, M::formula(v, constants));
+                let mut first = None;
                 if check && !One::<E>::all(sum.finite()) {
                     let channel = k.first + rem(div(offset, k.adjacent), k.count);
-                    y = again(op, v, y, sum, &op.coefficients(channel));
+                    first = again(op, v, &mut sum, &op.coefficients(channel));
                 }
+                let mut y = M::outputs(&ready, v, sum);
+                y[0] = first.unwrap_or(y[0]);
                 store_all::<Single, E, O>(y, &self.to, e);
             }
             offset = k.next(offset);
@@ -384,17 +386,16 @@ unsafe fn load<L: Lanes, E: Element, const K: usize>(lanes: L, k: &Constants<E, 
     splat_all(lanes, &narrow)
 }
 
-/// An element whose sum is not finite, again: in f64 where its constants ask for that; beyond the range of its arithmetic
-/// where what follows the sum does.
+/// The sum of an element again, in f64, where its constants ask for that; and its first output, from beyond the range of
+/// its arithmetic, where the sum is not finite and what follows it may bring it back.
 #[cold]
 #[inline(never)]
 pub(super) fn again<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     op: &M,
     v: [One<E>; J],
-    mut y: [One<E>; O],
-    mut sum: One<E>,
+    sum: &mut One<E>,
     k: &Coefficients<Compute<E>, K>,
-) -> [One<E>; O]
+) -> Option<One<E>>
 where
     E: Element,
     M: Map<E, I, J, K, O>,
@@ -407,24 +408,21 @@ where
     if (!M::EXACT || k.safe)
         && let Some(again) = op.beyond(values, k.narrow)
     {
-        if op.checked() {
-            y[0] = One::<E>::splat(lane, again);
-        }
-    } else if M::EXACT {
-        let mut x = [0.0; J];
-        for j in 0..J {
-            x[j] = values[j].to_f64();
-        }
-        let z = M::formula(x, k.wide);
-        if !k.safe {
-            sum = op.join(v, One::<E>::constant(lane, z));
-            y = M::outputs(&op.ready(lane), v, sum);
-        }
-        if op.checked() && !One::<E>::all(sum.finite()) {
-            y[0] = One::<E>::constant(lane, M::outputs(&op.ready(()), x, op.join(x, z))[0]);
-        }
+        return op.checked().then(|| One::<E>::splat(lane, again));
     }
-    y
+    if !M::EXACT {
+        return None;
+    }
+    let mut x = [0.0; J];
+    for j in 0..J {
+        x[j] = values[j].to_f64();
+    }
+    let z = M::formula(x, k.wide);
+    if !k.safe {
+        *sum = op.join(v, One::<E>::constant(lane, z));
+    }
+    let beyond = op.checked() && !One::<E>::all(sum.finite());
+    beyond.then(|| One::<E>::constant(lane, M::outputs(&op.ready(()), x, op.join(x, z))[0]))
 }
 
 /// Elements up to the first whole vector that may be streamed, if all outputs agree on it.

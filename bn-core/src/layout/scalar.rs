@@ -32,8 +32,9 @@ pub(crate) struct State<S, const K: usize, const N: usize> {
     parts: [[f64; N]; PARTS],
     /// The sums of all elements; in the end what they are settled as.
     pub(crate) result: [f64; N],
-    /// The last sample.
+    /// The last sample, and all of them.
     sample: S,
+    samples: [S; SAMPLES],
 }
 
 impl<S: Scalar, const K: usize, const N: usize> State<S, K, N> {
@@ -51,7 +52,7 @@ impl<S: Scalar, const K: usize, const N: usize> State<S, K, N> {
     }
 }
 
-/// Sums a channel over a cell: into `state.result`, with the constants that they are about in `state.k`.
+/// Sums a channel over a cell of `count` elements: into `state.result`, with the constants that they are about in `state.k`.
 ///
 /// # Safety
 /// Every place is valid for reading the whole tensor.
@@ -61,15 +62,13 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
     grid: &Grid,
     from: &[Place<E>; I],
     channel: usize,
-    g: usize,
+    (g, count): (usize, u64),
     state: &mut State<Compute<E>, K, N>,
 ) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let lanes = Compute::<E>::LANES;
-    let zero = Compute::<E>::ZERO;
-    let n = grid.count(g, lanes) as f64;
+    let (zero, n) = (Compute::<E>::ZERO, count as f64);
     (state.narrow, state.chain, state.sum) = ([zero; K], [zero; N], [zero; N]);
     (state.wide, state.parts) = ([0.0; N], [[0.0; N]; PARTS]);
     let tree = matches!(grid, Grid::Planes(_));
@@ -197,6 +196,7 @@ fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) 
 }
 
 /// One lane of a block of planes: number `i` in the order in which a tree of them is added up in a few sums.
+#[inline(always)]
 fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, exact: bool, to: &mut dyn Visitor) {
     let lane = (i.reverse_bits() >> 1) >> (usize::BITS - 1 - lanes.trailing_zeros());
     let piece = geo.piece(rem(block, geo.pieces), lanes);
@@ -344,7 +344,7 @@ where
     fn pivot(&mut self, grid: &Grid, g: usize) -> Compute<E> {
         let lanes = Compute::<E>::LANES;
         let zero = Compute::<E>::ZERO;
-        let mut v = [zero; SAMPLES];
+        self.state.samples = [zero; SAMPLES];
         let (visits, blocks) = match grid {
             Grid::Planes(geo) => ((0, 1), if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) }),
             Grid::Rows(geo) => (if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) }, (0, 0)),
@@ -359,14 +359,15 @@ where
                 Grid::Rows(_) => return zero,
             };
             self.add(Series::one(item, position), How::Sample);
-            v[i] = self.state.sample;
+            self.state.samples[i] = self.state.sample;
             if visits.0 == visits.1 {
                 samples = 1;
                 break;
             }
         }
+        let v = &mut self.state.samples;
         let base = v[0];
-        for v in &mut v {
+        for v in v.iter_mut() {
             *v = *v - base;
         }
         let mut k = base;
@@ -382,7 +383,7 @@ where
                 }
                 distance = v[0];
             } else {
-                for v in v {
+                for &mut v in v {
                     distance = distance + v;
                 }
             }
@@ -470,11 +471,12 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
         for _ in 0..run {
             // SAFETY: by the caller.
             let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
-            let sum = op.join(v, M::formula(v, splat_all(LANE, &k.narrow)));
-            let mut out = M::outputs(&ready, v, sum);
+            let (mut sum, mut first) = (op.join(v, M::formula(v, splat_all(LANE, &k.narrow))), None);
             if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
-                out = again(op, v, out, sum, &k);
+                first = again(op, v, &mut sum, &k);
             }
+            let mut out = M::outputs(&ready, v, sum);
+            out[0] = first.unwrap_or(out[0]);
             // The first output last: what is not wanted has its place.
             for o in (0..O).rev() {
                 // SAFETY: by the caller.
