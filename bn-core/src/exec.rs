@@ -228,6 +228,7 @@ unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), E
 /// How a phase is cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Phase {
+    #[cfg_attr(not(target_has_atomic = "ptr"), allow(dead_code, reason = "there is one"))]
     pub(crate) tickets: usize,
     pub(crate) cells: usize,
     /// Words of scratch for each ticket.
