@@ -81,7 +81,9 @@ impl Lanes for Avx2 {
     unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above.
         unsafe {
-            store::<PAST>(p, narrow_bf16(v));
+            // Packing works on 128-bit halves: 0–3, 8–11, 4–7, 12–15, put in order afterwards.
+            let packed = _mm256_packus_epi32(round_bf16(v.0), round_bf16(v.1));
+            store::<PAST>(p, _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
 }
@@ -97,27 +99,18 @@ unsafe fn store<const PAST: bool>(p: *mut u16, v: __m256i) {
     unsafe { if PAST { _mm256_stream_si256(p.cast(), v) } else { _mm256_storeu_si256(p.cast(), v) } }
 }
 
-/// Rounded to bfloat16: see [`super::half::narrow_bf16`]. Upper and lower halves are parted first, so that all lanes are
-/// rounded at once (1.2 times as fast as lane by lane).
+/// Rounded to bfloat16, in the low half of each lane: see [`super::half::narrow_bf16`]. A NaN becomes all ones, which
+/// takes an instruction less.
 #[cfg(feature = "half")]
 #[inline(always)]
-fn narrow_bf16(v: F32) -> __m256i {
-    // SAFETY: a vector of this type exists only where a token does.
+fn round_bf16(v: __m256) -> __m256i {
+    // SAFETY: called with vectors that a token made.
     unsafe {
-        let part = _mm256_setr_epi8(
-            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
-        );
-        let a = _mm256_shuffle_epi8(_mm256_castps_si256(v.0), part);
-        let b = _mm256_shuffle_epi8(_mm256_castps_si256(v.1), part);
-        let (low, high) = (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-        // low + 0x7fff + (high & 1) carries: the average is half of (low + 0x7ffe + (high & 1) + 1), in 17 bits.
-        let odd = _mm256_and_si256(high, _mm256_set1_epi16(1));
-        let half = _mm256_avg_epu16(low, _mm256_or_si256(odd, _mm256_set1_epi16(0x7ffe)));
-        let rounded = _mm256_add_epi16(high, _mm256_srli_epi16::<15>(half));
-        let nan = [_mm256_cmp_ps::<_CMP_UNORD_Q>(v.0, v.0), _mm256_cmp_ps::<_CMP_UNORD_Q>(v.1, v.1)];
-        let nan = _mm256_packs_epi32(_mm256_castps_si256(nan[0]), _mm256_castps_si256(nan[1]));
-        // These work on 128-bit halves: 0–3, 8–11, 4–7, 12–15, put in order here. All ones are a NaN.
-        _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_or_si256(rounded, nan))
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        _mm256_srli_epi32::<16>(_mm256_or_si256(rounded, nan))
     }
 }
 

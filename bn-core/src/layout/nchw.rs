@@ -4,6 +4,7 @@
 //! elements are mapped image by image.
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
+use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
@@ -508,6 +509,42 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     } else {
         core::ptr::null_mut()
     };
+    // Planes without gaps: images are runs.
+    let plane = positions.1 - positions.0;
+    let mut dense = !staged && plane > 0;
+    for i in 0..I {
+        dense &= from[i].inner == plane;
+    }
+    for o in 0..O {
+        dense &= to[o].inner == plane;
+    }
+    if dense {
+        let at = table.cast_const().cast();
+        let constants =
+            Constants { at, order: Order::rows(1), period: 0, first: channels.first, count: 1, adjacent: 1, safe };
+        let image = |n: usize| {
+            let mut image =
+                Elements { from: [core::ptr::null(); I], to: [core::ptr::null_mut(); O], width: width * plane };
+            for i in 0..I {
+                image.from[i] = from[i].plane(n, channels.first).cast_const();
+            }
+            for o in 0..O {
+                image.to[o] = to[o].plane(n, channels.first);
+            }
+            image
+        };
+        // Two images at a time, half of them apart.
+        let half = (images.1 - images.0).div_ceil(2);
+        for n in images.0..images.0 + half {
+            let (images, both) = ([image(n), image((n + half).min(images.1 - 1))], n + half < images.1);
+            // SAFETY: by the caller; an image has a vector, as a plane has.
+            lanes.apart(Image::<E, M, I, J, K, O> { op, images, both, constants, positions: plane, stream });
+        }
+        if stream {
+            lanes.fence();
+        }
+        return;
+    }
     // What is staged goes in parts that fit the stage, each of at least a vector.
     let vectors = (positions.1 - positions.0) / lanes_of;
     let parts = if staged { vectors.div_ceil(CHAIN) } else { 1 };

@@ -102,7 +102,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
 const FAR: usize = 1 << 20;
 /// Bytes that each of such streams has its turn for, where they go past the caches. Line by line in turn, stores went at
 /// two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as usual: a copy does not mind).
-const TURN: usize = 1 << 10;
+pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 const WIDE: usize = 32 << 10;
 
@@ -358,8 +358,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// They lie in the run.
     #[inline(never)]
-    unsafe fn one_by_one<M, const J: usize, const K: usize>(&self, op: &M, k: &Constants<E, K>, at: usize, end: usize)
-    where
+    pub(super) unsafe fn one_by_one<M, const J: usize, const K: usize>(
+        &self,
+        op: &M,
+        k: &Constants<E, K>,
+        at: usize,
+        end: usize,
+    ) where
         M: Map<E, I, J, K, O>,
     {
         let lane = Single::BASE;
