@@ -544,13 +544,13 @@ impl<T: Element> BatchNorm<T> {
         run: &mut Run<'_>,
     ) -> Result<(), Error> {
         let statistics = &view.statistics;
-        run.once(&|| {
+        self.engine.per_channel(band, run, &|some| {
             if output.dgamma.is_none() && output.dbeta.is_none() {
                 return;
             }
-            for c in band.first..band.end {
+            for c in some.first..some.end {
                 let (sums, _) = sums.of(c);
-                // SAFETY: both have an entry per channel; this is the only thread.
+                // SAFETY: both have an entry per channel; this task has these channels to itself.
                 unsafe {
                     if let Some(dgamma) = output.dgamma {
                         let inverse = inverse_std(self.variance(statistics, c), self.epsilon);

@@ -127,6 +127,9 @@ fn long_runs_have_the_bits_of_short_ones() {
         (Layout::Nhwc, 2100, 1024, 1, 37),
         (Layout::Nhwc, 2200, 1000, 1, 37),
         (Layout::Nchw, 9, 4, 70_001, 1),
+        // Images that begin alike in a cache line, two at once, and that do not.
+        (Layout::Nchw, 1851, 32, 49, 25),
+        (Layout::Nchw, 701, 21, 197, 25),
     ] {
         let shape = Shape::new(layout, n, c, &[s]).unwrap();
         let mut p: Problem<f32> = random(shape, Activation::Identity, true, 5);

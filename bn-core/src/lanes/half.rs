@@ -72,9 +72,10 @@ mod tests {
     }
 
     /// Around every half: the tie to its neighbour, and the floats next to both.
-    #[test]
-    fn rounding() {
-        let mut floats: Vec<f32> = std::vec![f32::NAN, -f32::NAN, f32::MAX, f32::MIN, f32::from_bits(0x7f80_0001)];
+    fn floats() -> Vec<f32> {
+        let mut floats: Vec<f32> = std::vec![f32::NAN, -f32::NAN, f32::MAX, f32::MIN];
+        // NaNs of each sign that rounding would take for infinity, or carry over.
+        floats.extend([0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff].map(f32::from_bits));
         for h in 0..=u16::MAX {
             for bits in [::half::f16::from_bits(h).to_f32().to_bits(), (h as u32) << 16] {
                 let step = 1 << if bits == (h as u32) << 16 { 15 } else { 12 };
@@ -85,7 +86,12 @@ mod tests {
             }
         }
         floats.extend((0..1000).map(|i| f32::from_bits((113 << 23) - 500_000 + i * 997)));
-        for v in floats {
+        floats
+    }
+
+    #[test]
+    fn rounding() {
+        for v in floats() {
             let (f, b) = (::half::f16::from_f32_const(v), ::half::bf16::from_f32_const(v));
             if v.is_nan() {
                 assert!(widen_f16(narrow_f16(v)).is_nan() && widen_bf16(narrow_bf16(v)).is_nan());
@@ -119,7 +125,29 @@ mod tests {
                 (f, b, nf, nb)
             }
         }
+        struct Narrow([f32; 16]);
+        impl Task for Narrow {
+            type Output = [[u16; 16]; 2];
+            #[inline(always)]
+            fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+                let mut to = [[0; 16]; 2];
+                // SAFETY: arrays of 16.
+                unsafe {
+                    L::store_f16::<false>(L::F32::load(lanes, self.0.as_ptr()), to[0].as_mut_ptr());
+                    L::store_bf16::<false>(L::F32::load(lanes, self.0.as_ptr()), to[1].as_mut_ptr());
+                }
+                to
+            }
+        }
+        let floats = floats();
         for isa in Isa::available() {
+            for v in floats.as_chunks::<16>().0 {
+                let [f, b] = dispatch(isa, Narrow(*v));
+                for i in 0..16 {
+                    assert!(same(widen_f16(f[i]), widen_f16(narrow_f16(v[i]))), "{isa:?} {:#x}", v[i].to_bits());
+                    assert!(same(widen_bf16(b[i]), widen_bf16(narrow_bf16(v[i]))), "{isa:?} {:#x}", v[i].to_bits());
+                }
+            }
             for start in (0..=u16::MAX).step_by(16) {
                 let h: [u16; 16] = core::array::from_fn(|i| start + i as u16);
                 let (f, b, nf, nb) = dispatch(isa, Convert(h));

@@ -1,6 +1,7 @@
 //! The two ways of walking a tensor, with vectors or element by element, and the cutting of it into cells.
 
 pub(crate) mod grid;
+mod image;
 pub(crate) mod nchw;
 pub(crate) mod nhwc;
 mod run;

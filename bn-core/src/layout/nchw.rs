@@ -4,10 +4,11 @@
 //! elements are mapped image by image.
 
 use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
+use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
-    load_all, splat_all, staged, tree, words_for,
+    load_all, load_table, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -101,37 +102,60 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             let (v0, v1) = geo.block_visits(b);
             for v in v0..v1 {
                 let visit = geo.visits.get(v);
-                for c in 0..width {
-                    let channel = channels.first + c;
-                    // SAFETY: c < width, the length of all three.
-                    let (constants, result, sums) =
-                        unsafe { (&*constants.add(c), &mut *results.add(c), sums.add(c * N * lanes_of)) };
+                let place = (v > v0, v + 1 < v1);
+                let mut c = 0;
+                while c < width {
+                    // Small planes: a chain of its own for each of several channels, or each addition waits for the last.
+                    if L::STREAMS > 1 && geo.spanning && visit.count == 4 && stage.is_null() && c + L::STREAMS <= width
+                    {
+                        let table =
+                            (constants.wrapping_add(c), results.wrapping_add(c), sums.wrapping_add(c * N * lanes_of));
+                        let first = channels.first + c;
+                        // SAFETY: the table has as many channels; the visit is inside the geometry.
+                        unsafe {
+                            if L::STREAMS == 4 {
+                                sum_small::<L, E, R, I, J, K, N, 4>(
+                                    lanes,
+                                    &ready,
+                                    from,
+                                    visit,
+                                    first,
+                                    piece0.first,
+                                    table,
+                                    place,
+                                );
+                            } else {
+                                sum_small::<L, E, R, I, J, K, N, 2>(
+                                    lanes,
+                                    &ready,
+                                    from,
+                                    visit,
+                                    first,
+                                    piece0.first,
+                                    table,
+                                    place,
+                                );
+                            }
+                        }
+                        c += L::STREAMS;
+                        continue;
+                    }
                     for p in p0..p1 {
                         let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of) };
-                        let k = splat_all::<Vec<E, L>, K>(lanes, constants);
-                        let mut acc = [Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); N];
-                        if v > v0 {
-                            for n in 0..N {
-                                // SAFETY: N vectors per channel were carved; the block's first visit
-                                // has written them.
-                                acc[n] = unsafe { Vec::<E, L>::load(lanes, sums.add(n * lanes_of)) };
-                            }
-                        }
-                        // SAFETY: the visit's images and the piece are inside the geometry.
-                        acc = unsafe {
-                            sum_piece::<L, E, R, I, J, K, N>(
+                        // SAFETY: c < width, the length of all three; the visit's images and the piece are inside the
+                        // geometry.
+                        unsafe {
+                            let k = splat_all::<Vec<E, L>, K>(lanes, &*constants.add(c));
+                            let sums = sums.add(c * N * lanes_of);
+                            let mut acc = unfinished::<L, E, N>(lanes, sums, place.0);
+                            let channel = channels.first + c;
+                            acc = sum_piece::<L, E, R, I, J, K, N>(
                                 lanes, &ready, geo, from, visit, channel, strip, &k, acc, stage,
-                            )
-                        };
-                        for n in 0..N {
-                            if v + 1 < v1 {
-                                // SAFETY: as for the load above.
-                                unsafe { acc[n].store(sums.add(n * lanes_of)) };
-                            } else {
-                                result[n] += acc[n].sum_f64();
-                            }
+                            );
+                            keep::<L, E, N>(acc, sums, &mut *results.add(c), place.1);
                         }
                     }
+                    c += 1;
                 }
             }
             block += p1 - p0;
@@ -165,6 +189,106 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     }
 }
 
+/// The second-level sums of a block so far: of those that are not its first visit.
+///
+/// # Safety
+/// They have been written.
+#[inline(always)]
+unsafe fn unfinished<L: Lanes, E: Element, const N: usize>(
+    lanes: L,
+    sums: *const Compute<E>,
+    begun: bool,
+) -> [Vec<E, L>; N] {
+    // SAFETY: by the caller.
+    if begun {
+        unsafe { load_table::<L, E, N>(lanes, sums, Compute::<E>::LANES) }
+    } else {
+        splat_all(lanes, &[Compute::<E>::ZERO; N])
+    }
+}
+
+/// Keeps them for the block's next visit, or adds them to the result.
+///
+/// # Safety
+/// There is room for them.
+#[inline(always)]
+unsafe fn keep<L: Lanes, E: Element, const N: usize>(
+    acc: [Vec<E, L>; N],
+    sums: *mut Compute<E>,
+    result: &mut [f64; N],
+    goes_on: bool,
+) {
+    for n in 0..N {
+        if goes_on {
+            // SAFETY: by the caller.
+            unsafe { acc[n].store(sums.add(n * Compute::<E>::LANES)) };
+        } else {
+            result[n] += acc[n].sum_f64();
+        }
+    }
+}
+
+/// Adds a visit's small planes of `T` channels from `channel` on to their sums: constants, results and unfinished sums
+/// are those of the first of them; whether a block has begun, and whether it goes on.
+///
+/// # Safety
+/// The visit, of four images, is of the geometry; the table is that of the channels; the places are contiguous.
+#[inline(always)]
+unsafe fn sum_small<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize, const T: usize>(
+    lanes: L,
+    ready: &R::Ready<Vec<E, L>>,
+    from: &[Place<E>; I],
+    visit: Visit,
+    channel: usize,
+    range: Range,
+    (constants, results, sums): (*mut [Compute<E>; K], *mut [f64; N], *mut Compute<E>),
+    (begun, goes_on): (bool, bool),
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let zero = splat_all::<Vec<E, L>, N>(lanes, &[Compute::<E>::ZERO; N]);
+    let (mut k, mut chains) = ([[Vec::<E, L>::splat(lanes, Compute::<E>::ZERO); K]; T], [zero; T]);
+    // SAFETY: by the caller.
+    unsafe {
+        for t in 0..T {
+            k[t] = splat_all(lanes, &*constants.add(t));
+        }
+        // Each image has loads of its own: prefetchers learn by instruction (planes of 7×7 were read at half the speed).
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(0), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(1), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(2), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(3), channel, range), range, &k, chains);
+        for t in 0..T {
+            let sums = sums.add(t * N * Compute::<E>::LANES);
+            let acc = add(unfinished::<L, E, N>(lanes, sums, begun), chains[t]);
+            keep::<L, E, N>(acc, sums, &mut *results.add(t), goes_on);
+        }
+    }
+}
+
+/// Where a range of an image's planes starts, for `T` channels.
+#[inline(always)]
+fn small<E: Element, const I: usize, const T: usize>(
+    from: &[Place<E>; I],
+    image: usize,
+    channel: usize,
+    range: Range,
+) -> [[*const E; I]; T] {
+    let mut at = [[core::ptr::null(); I]; T];
+    for t in 0..T {
+        for i in 0..I {
+            at[t][i] = from[i].plane(image, channel + t).wrapping_add(range.start).cast_const();
+        }
+    }
+    at
+}
+
 /// Adds the same piece of a visit's planes to second-level sums.
 ///
 /// # Safety
@@ -194,18 +318,9 @@ where
     unsafe {
         if geo.spanning {
             let (range, mut chain) = (first, zero);
-            let at = |t: usize| [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
-            if visit.count == 4 {
-                // Each image has loads of its own, here and below: prefetchers learn by instruction (planes of 7×7
-                // were read at half the speed).
-                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(0), range, k, [chain])[0];
-                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(1), range, k, [chain])[0];
-                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(2), range, k, [chain])[0];
-                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(3), range, k, [chain])[0];
-            } else {
-                for t in 0..visit.count {
-                    chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at(t), range, k, [chain])[0];
-                }
+            for t in 0..visit.count {
+                let at = [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at, range, &[*k], [chain])[0];
             }
             return add(acc, chain);
         }
@@ -215,22 +330,28 @@ where
             // What is staged goes one by one.
             if visit.count < 4 || !stage.is_null() {
                 for t in 0..visit.count {
-                    acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, k, [zero])[0]);
+                    acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, &[*k], [zero])[0]);
                 }
             } else if L::STREAMS == 4 {
-                let chains =
-                    sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1), at(2), at(3)], range, k, [zero; 4]);
+                let chains = sum::<L, E, R, I, J, K, N, _>(
+                    lanes,
+                    ready,
+                    &[at(0), at(1), at(2), at(3)],
+                    range,
+                    &[*k; 4],
+                    [zero; 4],
+                );
                 acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
             } else if L::STREAMS == 2 {
-                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1)], range, k, [zero; 2]);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1)], range, &[*k; 2], [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
-                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2), at(3)], range, k, [zero; 2]);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2), at(3)], range, &[*k; 2], [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
             } else {
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0)], range, k, [zero])[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(1)], range, k, [zero])[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2)], range, k, [zero])[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(3)], range, k, [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(1)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(3)], range, &[*k], [zero])[0]);
             }
         }
     }
@@ -295,7 +416,7 @@ impl Range {
     }
 }
 
-/// Adds a range of `T` planes, at most [`CHAIN`] vectors each, to `T` chains, in lockstep.
+/// Adds a range of `T` planes, at most [`CHAIN`] vectors each, to `T` chains, each with constants of its own, in lockstep.
 ///
 /// # Safety
 /// Each plane is valid for reading in the range.
@@ -305,7 +426,7 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
     ready: &R::Ready<Vec<E, L>>,
     at: &[[*const E; I]; T],
     range: Range,
-    k: &[Vec<E, L>; K],
+    k: &[[Vec<E, L>; K]; T],
     mut chains: [[Vec<E, L>; N]; T],
 ) -> [[Vec<E, L>; N]; T]
 where
@@ -319,7 +440,7 @@ where
         while t < T {
             // SAFETY: the vector lies in the range.
             let x = unsafe { load_all(lanes, &at[t], range.first + v * lanes_of) };
-            chains[t] = add(chains[t], R::addends(R::values(ready, x), *k));
+            chains[t] = add(chains[t], R::addends(R::values(ready, x), k[t]));
             t += 1;
         }
     }
@@ -328,7 +449,7 @@ where
         while t < T {
             // SAFETY: the range has at least one vector, and this is its last.
             let x = unsafe { load_all(lanes, &at[t], range.last) };
-            let mut a = R::addends(R::values(ready, x), *k);
+            let mut a = R::addends(R::values(ready, x), k[t]);
             let mut n = 0;
             while n < N {
                 a[n] = a[n].clear_below(range.counted);
@@ -508,6 +629,42 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     } else {
         core::ptr::null_mut()
     };
+    // Planes without gaps: images are runs.
+    let plane = positions.1 - positions.0;
+    let mut dense = !staged && plane > 0;
+    for i in 0..I {
+        dense &= from[i].inner == plane;
+    }
+    for o in 0..O {
+        dense &= to[o].inner == plane;
+    }
+    if dense {
+        let at = table.cast_const().cast();
+        let constants =
+            Constants { at, order: Order::rows(1), period: 0, first: channels.first, count: 1, adjacent: 1, safe };
+        let image = |n: usize| {
+            let mut image =
+                Elements { from: [core::ptr::null(); I], to: [core::ptr::null_mut(); O], width: width * plane };
+            for i in 0..I {
+                image.from[i] = from[i].plane(n, channels.first).cast_const();
+            }
+            for o in 0..O {
+                image.to[o] = to[o].plane(n, channels.first);
+            }
+            image
+        };
+        // Two images at a time, half of them apart.
+        let half = (images.1 - images.0).div_ceil(2);
+        for n in images.0..images.0 + half {
+            let (images, both) = ([image(n), image((n + half).min(images.1 - 1))], n + half < images.1);
+            // SAFETY: by the caller; an image has a vector, as a plane has.
+            lanes.apart(Image::<E, M, I, J, K, O> { op, images, both, constants, positions: plane, stream });
+        }
+        if stream {
+            lanes.fence();
+        }
+        return;
+    }
     // What is staged goes in parts that fit the stage, each of at least a vector.
     let vectors = (positions.1 - positions.0) / lanes_of;
     let parts = if staged { vectors.div_ceil(CHAIN) } else { 1 };

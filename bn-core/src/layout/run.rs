@@ -100,6 +100,9 @@ impl<E: Element, const K: usize> Constants<E, K> {
 
 /// Bytes of a run that is mapped in streams far apart.
 const FAR: usize = 1 << 20;
+/// Bytes that each of such streams has its turn for, where they go past the caches. Line by line in turn, stores went at
+/// two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as usual: a copy does not mind).
+pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 const WIDE: usize = 32 << 10;
 
@@ -169,7 +172,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             if let Some(lead) = lead
                 && lead > 0
             {
-                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, 0, lanes_of, 0);
+                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, 0, lanes_of, 0, k.offset(0));
                 at = lead;
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
@@ -187,11 +190,16 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             let rest = at + parts * far;
             let whole = (self.width - rest) / lanes_of * lanes_of;
             if lead.is_some() {
-                self.walk_parts::<L, M, J, K, true>(lanes, op, ready, k, at, far, four);
-                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0);
+                self.walk_streams::<L, M, J, K>(lanes, op, ready, k, at, far, parts);
+                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0, k.offset(rest));
             } else {
-                self.walk_parts::<L, M, J, K, false>(lanes, op, ready, k, at, far, four);
-                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0);
+                let offset = k.offset(at);
+                if const { K > 3 } && four {
+                    self.walk::<L, M, J, K, 4, false>(lanes, op, ready, k, at, far, far, offset);
+                } else {
+                    self.walk::<L, M, J, K, 2, false>(lanes, op, ready, k, at, far, far, offset);
+                }
+                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0, k.offset(rest));
             }
             at = rest + whole;
             if at < self.width {
@@ -208,12 +216,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         }
     }
 
-    /// Maps two or four parts of `far` elements each, a whole number of vectors, that follow each other from `at` on.
+    /// Maps `parts` parts of `far` elements each, a whole number of vectors, that follow each other from `at` on, past the
+    /// caches: some lines of each in turn.
     ///
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn walk_parts<L, M, const J: usize, const K: usize, const STREAM: bool>(
+    unsafe fn walk_streams<L, M, const J: usize, const K: usize>(
         &self,
         lanes: L,
         op: &M,
@@ -221,23 +230,27 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         k: &Constants<E, K>,
         at: usize,
         far: usize,
-        four: bool,
+        parts: usize,
     ) where
         L: Lanes,
         M: Map<E, I, J, K, O>,
     {
-        // SAFETY: by the caller.
-        unsafe {
-            if const { K > 3 } && four {
-                self.walk::<L, M, J, K, 4, STREAM>(lanes, op, ready, k, at, far, far);
-            } else {
-                self.walk::<L, M, J, K, 2, STREAM>(lanes, op, ready, k, at, far, far);
+        let (mut done, mut offset) = (0, k.offset(at));
+        while done < far {
+            let turn = (far - done).min(TURN / size_of::<E>());
+            let mut next = offset;
+            for part in 0..parts {
+                // SAFETY: by the caller. Parts are a whole number of periods.
+                next = unsafe {
+                    self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, at + part * far + done, turn, 0, offset)
+                };
             }
+            (done, offset) = (done + turn, next);
         }
     }
 
     /// Maps `width` elements, a whole number of vectors, from `at` on; and `S` - 1 times as many, each `far` further on,
-    /// which have the same constants.
+    /// which have the same constants, those of element `offset` first. Returns the element whose constants come next.
     ///
     /// # Safety
     /// They lie in the run; those that are streamed are aligned.
@@ -251,7 +264,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         mut at: usize,
         width: usize,
         far: usize,
-    ) where
+        mut offset: usize,
+    ) -> usize
+    where
         L: Lanes,
         M: Map<E, I, J, K, O>,
     {
@@ -259,18 +274,20 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         while at < end {
             // SAFETY: by the caller.
             unsafe {
-                at = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, ready, k, at, end, far);
+                (at, offset) = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, ready, k, at, end, far, offset);
                 if at < end {
                     for s in 0..S {
                         self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
                     }
                     at += lanes_of;
+                    offset = k.offset(at);
                 }
             }
         }
+        offset
     }
 
-    /// The same as far as the fast way goes; returns where that was.
+    /// The same as far as the fast way goes; returns where that was, and whose constants come next.
     ///
     /// # Safety
     /// As for [`Elements::walk`].
@@ -284,14 +301,14 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         mut at: usize,
         end: usize,
         far: usize,
-    ) -> usize
+        mut offset: usize,
+    ) -> (usize, usize)
     where
         L: Lanes,
         M: Map<E, I, J, K, O>,
     {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
         let check = op.checked() || !k.safe;
-        let mut offset = k.offset(at);
         // SAFETY: by the caller.
         unsafe {
             let mut constants = load::<L, E, K>(lanes, k, offset);
@@ -312,7 +329,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                         let v = M::before(ready, load_all(lanes, &self.from, at + s * far));
                         let sum = op.join(v, M::formula(v, constants));
                         if check && !<Vec<E, L>>::all(sum.finite()) {
-                            return at;
+                            return (at, offset);
                         }
                         y[s] = M::outputs(ready, v, sum);
                         s += 1;
@@ -333,7 +350,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 }
             }
         }
-        end
+        (end, offset)
     }
 
     /// Maps elements `at..end` one by one: the same code on every ISA.
@@ -341,8 +358,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// They lie in the run.
     #[inline(never)]
-    unsafe fn one_by_one<M, const J: usize, const K: usize>(&self, op: &M, k: &Constants<E, K>, at: usize, end: usize)
-    where
+    pub(super) unsafe fn one_by_one<M, const J: usize, const K: usize>(
+        &self,
+        op: &M,
+        k: &Constants<E, K>,
+        at: usize,
+        end: usize,
+    ) where
         M: Map<E, I, J, K, O>,
     {
         let lane = Single::BASE;
