@@ -35,7 +35,7 @@ impl Executor for Threads {
 }
 
 fn go<T: Number>(input: &Input) {
-    // Below 2¹⁵ elements a call stays on its thread.
+    // Below 2¹⁷ elements a call stays on its thread.
     let p = input.problem::<T>(input.shape(1 << 17, 3 << 16));
     let isa = Isa::detect();
     let threads = Threads { width: input.choice as usize % 9 + 1, at_once: (input.choice >> 8) as usize % 4 + 1 };

@@ -1,8 +1,8 @@
 //! Measures the library by the oracle over generated cases, and prints the worst errors as tables.
 //!
 //! ```text
-//! cargo run --release -p bn-oracle --example sweep -- [--cases N] [--seed N] [--large LOG2] [--threads N]
-//!                                                     [--write FILE] [--case NUMBER]
+//! cargo run --release -p bn-oracle --features half --example sweep -- [--cases N] [--seed N] [--large LOG2]
+//!                                                     [--threads N] [--write FILE] [--case NUMBER]
 //! ```
 //! Case i of a seed is the same on every machine. `--large 24` adds channels of up to 2²⁴ elements.
 //! `--write` puts the tables between the marks of a markdown file. `--case` runs one case and prints it.
@@ -293,8 +293,8 @@ fn report(t: &Tables, cases: u64, seed: u64, large: u32, large_cases: usize) -> 
     let mut out = String::new();
     let mut line = |s: &str| writeln!(out, "{s}").expect("strings take everything");
     line(&format!(
-        "{} cases ({} channels, {:.0} million elements): `cargo run --release -p bn-oracle --example sweep -- \
-         --cases {cases} --seed {seed} --large {large}`.",
+        "{} cases ({} channels, {:.0} million elements): `cargo run --release -p bn-oracle --features half \
+         --example sweep -- --cases {cases} --seed {seed} --large {large}`.",
         cases + large_cases as u64,
         t.channels,
         t.elements as f64 / 1e6
