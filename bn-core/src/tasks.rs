@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A call as phases of tasks, for a scheduler whose jobs must not wait for one another.
 ///
-/// An [`Executor`] is called and returns when a phase is done. This is the other way round: the
+/// An [`Executor`](crate::Executor) is called and returns when a phase is done. This is the other way round: the
 /// scheduler asks for the [`tasks`](Self::tasks) of a phase, calls [`run_task`](Self::run_task) once for
 /// each, on any threads and in any order, and when all have returned goes on to the next phase with
 /// [`advance`](Self::advance). The bits are those of the call itself.

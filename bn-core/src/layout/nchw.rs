@@ -199,8 +199,8 @@ unsafe fn unfinished<L: Lanes, E: Element, const N: usize>(
     sums: *const Compute<E>,
     begun: bool,
 ) -> [Vec<E, L>; N] {
-    // SAFETY: by the caller.
     if begun {
+        // SAFETY: by the caller.
         unsafe { load_table::<L, E, N>(lanes, sums, Compute::<E>::LANES) }
     } else {
         splat_all(lanes, &[Compute::<E>::ZERO; N])
