@@ -1118,7 +1118,8 @@ fn executors_that_fail() {
 /// and the bits are the same.
 #[test]
 fn executors_of_any_width() {
-    for shape in [Shape::nchw(6, 12, &[40, 20]).unwrap(), Shape::nhwc(6, 96, &[10, 10]).unwrap()] {
+    // Large enough to be shared out.
+    for shape in [Shape::nchw(6, 12, &[40, 50]).unwrap(), Shape::nhwc(6, 240, &[10, 10]).unwrap()] {
         let bn = plan(shape);
         for method in METHODS {
             let Some(op) = method.op() else { continue };
@@ -1130,6 +1131,9 @@ fn executors_of_any_width() {
                     let mut o = before.clone().with_words(words);
                     let executor = Faulty::new(width, Fault::None, 0);
                     assert_eq!(method.call_on(&bn, &mut o, &executor, false), Ok(()), "{method:?} {width}");
+                    // With the least workspace only what needs none is shared out.
+                    let (shared, least) = (executor.given.load(Relaxed) > 1, words == bn.workspace_min(op));
+                    assert!(shared == (width > 1) || least && !shared, "{method:?} {width}: {words} words");
                     assert!(o.same_but_workspace(&expected), "{method:?}: other bits with a width of {width}");
                 }
             }

@@ -8,44 +8,13 @@ mod common;
 mod pages;
 
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Element, Executor, GradSums, Gradients, Isa, Layout, Moments, Op,
-    Prepared, Run, Serial, Shape, Statistics, Stride, Strides, raw,
+    Activation, Affine, BackwardInput, BatchNorm, Executor, GradSums, Gradients, Isa, Layout, Moments, Op, Prepared,
+    Run, Serial, Shape, Statistics, Stride, Strides, raw,
 };
-use common::{Random, place, places, stride};
+use common::{Number, Random, place, places, stride};
 use pages::{At, Guarded, Runs};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-
-/// An element type.
-trait Number: Element<Param: From<f32> + Into<f64>> + Into<f64> + core::fmt::Debug {
-    fn of(v: f32) -> Self;
-}
-
-macro_rules! number {
-    ($($t:ty, $of:expr;)*) => {$(
-        impl Number for $t {
-            fn of(v: f32) -> Self {
-                $of(v)
-            }
-        }
-    )*};
-}
-number!(f32, f32::from; f64, f64::from;);
-#[cfg(feature = "half")]
-number!(half::f16, half::f16::from_f32; half::bf16, half::bf16::from_f32;);
-
-/// Runs `$f` for every element type.
-macro_rules! every_type {
-    ($f:ident($($argument:expr),*)) => {
-        $f::<f32>($($argument),*);
-        $f::<f64>($($argument),*);
-        #[cfg(feature = "half")]
-        {
-            $f::<half::f16>($($argument),*);
-            $f::<half::bf16>($($argument),*);
-        }
-    };
-}
 
 /// Takes the tickets of a call in turn.
 struct Turns(usize);
@@ -77,12 +46,12 @@ fn tensor<T: Number>(shape: Shape, r: &mut Random) -> Vec<T> {
     for c in 0..shape.channels() {
         let kind = r.below(8);
         for i in places(shape, c) {
-            let v = r.uniform() as f32 - 0.5;
+            let v = r.uniform() - 0.5;
             out[i] = T::of(match kind {
                 0 => 1000.0 + v / 1000.0,
                 1 => 7.0,
                 2 => v * 3e38,
-                3 if r.below(9) == 0 => f32::INFINITY,
+                3 if r.below(9) == 0 => f64::INFINITY,
                 _ => v,
             });
         }
@@ -132,7 +101,7 @@ impl Results {
 }
 
 /// What is in strided tensors between the runs, and in outputs to begin with.
-const GAP: f32 = 12345.0;
+const GAP: f64 = 12345.0;
 
 fn spread<T: Number>(shape: Shape, s: Stride, dense: &[T]) -> Vec<T> {
     let mut out = vec![T::of(GAP); shape.len().checked_sub(1).map_or(0, |last| place(shape, s, last) + 1)];
@@ -146,7 +115,7 @@ fn all<T: Number>(p: &Problem<T>, bn: &BatchNorm<T>, at: At, executor: &dyn Exec
     let channels = shape.channels();
     let blank = vec![T::of(GAP); shape.len()];
     let tensor = |s: Stride, dense: &[T]| Guarded::new(at, &spread(shape, s, dense));
-    let per_channel = || Guarded::new(at, &vec![T::Param::from(GAP); channels]);
+    let per_channel = || Guarded::new(at, &vec![T::Param::from(GAP as f32); channels]);
     let words = |op: Op| {
         let n = if least { bn.workspace_min(op) } else { bn.workspace_best(op, executor.width()) };
         Guarded::new(at, &vec![u64::MAX; n])
@@ -364,7 +333,7 @@ fn many_blocks() {
 fn streams() {
     fn stream<T: Number>(layout: Layout, c: usize, s: usize) {
         let shape = Shape::new(layout, (16 << 20) / size_of::<T>() / (c * s) + 1, c, &[s]).unwrap();
-        let x: Vec<T> = (0..shape.len()).map(|i| T::of((i % 61) as f32)).collect();
+        let x: Vec<T> = (0..shape.len()).map(|i| T::of((i % 61) as f64)).collect();
         let (mean, var) = (vec![30.0f32.into(); c], vec![4.0f32.into(); c]);
         for isa in Isa::available() {
             let bn = BatchNorm::<T>::new(shape, 1e-3).unwrap().with_isa(isa);

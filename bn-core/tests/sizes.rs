@@ -4,9 +4,11 @@
 
 mod common;
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
+    Activation, Affine, BackwardInput, BatchNorm, Executor, GradSums, Gradients, Isa, Layout, Moments, Op, Run, Shape,
+    Statistics,
 };
-use common::problem::{Problem, Real, Worst, bits, compare, random, with_workspace};
+use common::problem::{Problem, Real, Worst, compare, random, with_workspace};
+use common::{Number, Random};
 
 /// Around lanes (8 of f64, 16 of f32), two and four of them, and the small images of networks.
 const LANES: [usize; 22] = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 127, 128, 129];
@@ -118,73 +120,123 @@ fn more_blocks_than_cells() {
     both(Layout::Nchw, 5, 2, 1024 * 34);
 }
 
+/// One scoped thread for each ticket.
+struct Threads(usize);
+
+impl Executor for Threads {
+    fn width(&self) -> usize {
+        self.0
+    }
+    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
+        std::thread::scope(|s| (0..tickets).for_each(|_| drop(s.spawn(task))));
+    }
+}
+
+/// The same bits, all NaN alike.
+fn same<T: Number>(a: &[T], b: &[T]) -> bool {
+    let bits = |v: f64| if v.is_nan() { u64::MAX } else { v.to_bits() };
+    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| bits(a.into()) == bits(b.into()))
+}
+
+/// The stages that write tensors, on data that is the same all over again, so that a long run can be had in parts.
+struct Long<T: Number> {
+    shape: Shape,
+    activation: Activation,
+    x: Vec<T>,
+    dy: Vec<T>,
+    residual: Option<Vec<T>>,
+    gamma: Vec<T::Param>,
+    moments: Vec<Moments>,
+    sums: Vec<GradSums>,
+}
+
+impl<T: Number> Long<T> {
+    fn new(shape: Shape, fused: bool) -> Self {
+        let (len, c) = (shape.len(), shape.channels());
+        let mut r = Random(5);
+        let mut tensor = || -> Vec<T> {
+            // Of normal numbers there are as many as differ.
+            let some: Vec<T> = (0..4099).map(|_| T::of(r.normal())).collect();
+            (0..len).map(|i| some[i % 4099]).collect()
+        };
+        let (mut x, mut dy) = (tensor(), tensor());
+        let residual = fused.then(tensor);
+        // A value and a channel that need f64.
+        x[len / 3] = T::of(3e4);
+        for i in [0, len / 2 + 3, len - 1] {
+            dy[i] = T::of(f32::MAX.into());
+        }
+        let mut gamma: Vec<T::Param> = (0..c).map(|c| (1.0 + (c % 7) as f32).into()).collect();
+        gamma[c - 1] = 1e-41.into();
+        let moments = (0..c).map(|c| Moments { count: 1000, mean: 0.01 * (c % 11) as f64, m2: 900.0 + c as f64 });
+        let sums = (0..c).map(|c| GradSums { dbeta: (c % 5) as f64, dot: (c % 3) as f64 });
+        let activation = if fused { Activation::Relu } else { Activation::Identity };
+        let (moments, sums) = (moments.collect(), sums.collect());
+        Long { shape, activation, x, dy, residual, gamma, moments, sums }
+    }
+
+    /// y, dx and dresidual of so many images from one on, written from `skip` on.
+    fn part(&self, isa: Isa, threads: usize, first: usize, images: usize, skip: usize) -> [Vec<T>; 3] {
+        let (c, s) = (self.shape.channels(), self.shape.spatial());
+        let at = first * c * s..(first + images) * c * s;
+        let shape = Shape::new(self.shape.layout(), images, c, &[s]).unwrap();
+        let bn = BatchNorm::<T>::new(shape, 1e-5).unwrap().with_isa(isa).with_activation(self.activation).unwrap();
+        let affine = Affine { gamma: Some(&self.gamma), beta: None };
+        let (x, dy, residual) = (&self.x[at.clone()], &self.dy[at.clone()], self.residual.as_ref().map(|r| &r[at]));
+        let executor = Threads(threads);
+        let [mut y, mut dx, mut dresidual] = [(); 3].map(|()| vec![T::of(0.0); skip + x.len()]);
+        with_workspace(bn.workspace_best(Op::Backward, threads), |ws| {
+            bn.normalize(x, residual, affine, &self.moments, &mut y[skip..], Run::on(&executor, ws)).unwrap();
+            let statistics = Statistics::Batch(&self.moments);
+            let input = BackwardInput { x, y: Some(&y[skip..]), dy, gamma: affine.gamma, statistics };
+            let out = Gradients {
+                dx: Some((&mut dx[skip..]).into()),
+                dresidual: residual.map(|_| (&mut dresidual[skip..]).into()),
+                ..Default::default()
+            };
+            bn.backward_apply(input, &self.sums, out, Run::on(&executor, ws)).unwrap();
+        });
+        [y, dx, dresidual].map(|mut v| v.split_off(skip))
+    }
+}
+
+fn long_run<T: Number>(layout: Layout, n: usize, c: usize, s: usize, few: usize, fused: bool) {
+    // The same bytes of every type.
+    let n = n * 4 / size_of::<T>();
+    let shape = Shape::new(layout, n, c, &[s]).unwrap();
+    let p = Long::<T>::new(shape, fused);
+    let mut expected = [const { Vec::new() }; 3];
+    for first in (0..n).step_by(few) {
+        let part = p.part(Isa::PORTABLE, 1, first, few.min(n - first), 0);
+        expected.iter_mut().zip(part).for_each(|(all, part)| all.extend(part));
+    }
+    for isa in Isa::available() {
+        for (threads, skip) in if fused { [(1, 4), (3, 0)] } else { [(1, 12), (3, 7)] } {
+            let got = p.part(isa, threads, 0, n, skip);
+            let what = (core::any::type_name::<T>(), shape, isa, threads, fused);
+            assert!(
+                (0..3).all(|i| same(&got[i], &expected[i])),
+                "{what:?}, from {skip} on: other bits than {few} images at a time"
+            );
+        }
+    }
+}
+
 /// Long runs are mapped in parts far apart, past the caches, and with a table of constants for many channels; images
-/// few at a time are not. The bits are the same, wherever the outputs begin, and where a value or a channel needs f64.
+/// few at a time are not. The bits are the same, wherever the outputs begin, with threads, with a residual and a mask,
+/// and where a value or a channel needs f64.
 #[test]
 fn long_runs_have_the_bits_of_short_ones() {
     for (layout, n, c, s, few) in [
-        (Layout::Nhwc, 1100, 2048, 1, 37),
-        (Layout::Nhwc, 2100, 1024, 1, 37),
-        (Layout::Nhwc, 2200, 1000, 1, 37),
-        (Layout::Nchw, 9, 4, 70_001, 1),
+        (Layout::Nhwc, 1600, 2048, 1, 37),
+        (Layout::Nhwc, 3100, 1000, 1, 37),
+        (Layout::Nchw, 12, 4, 70_001, 1),
         // Images that begin alike in a cache line, two at once, and that do not.
         (Layout::Nchw, 1851, 32, 49, 25),
         (Layout::Nchw, 701, 21, 197, 25),
     ] {
-        let shape = Shape::new(layout, n, c, &[s]).unwrap();
-        let mut p: Problem<f32> = random(shape, Activation::Identity, true, 5);
-        p.gamma.as_mut().unwrap()[c - 1] = 1e-41;
-        let (len, image) = (shape.len(), c * s);
-        for i in [0, len / 2 + 3, len - 1] {
-            p.dy[i] = f32::MAX;
+        for fused in [false, true] {
+            every_type!(long_run(layout, n, c, s, few, fused));
         }
-        let mut expected = None;
-        for isa in Isa::available() {
-            let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap().with_isa(isa);
-            let affine = Affine { gamma: p.gamma.as_deref(), beta: None };
-            let words = bn.workspace_best(Op::Backward, 1);
-            let mut moments = vec![Moments::EMPTY; c];
-            let mut sums = vec![GradSums { dbeta: 0.0, dot: 0.0 }; c];
-            with_workspace(words, |ws| bn.moments(&p.x, &mut moments, Run::serial(ws)).unwrap());
-            let statistics = Statistics::Batch(&moments);
-            let whole = BackwardInput { x: &p.x, y: None, dy: &p.dy, gamma: affine.gamma, statistics };
-            with_workspace(words, |ws| bn.backward_sums(whole, &mut sums, Run::serial(ws)).unwrap());
-            for skip in [0, 4, 7, 12] {
-                let (mut y, mut dx) = (vec![0.0; skip + len], vec![0.0; skip + len]);
-                with_workspace(words, |ws| {
-                    bn.normalize(&p.x, None, affine, &moments, &mut y[skip..], Run::serial(ws)).unwrap();
-                    let out = Gradients { dx: Some((&mut dx[skip..]).into()), ..Default::default() };
-                    bn.backward_apply(whole, &sums, out, Run::serial(ws)).unwrap();
-                });
-                let results = [bits(&y[skip..]), bits(&dx[skip..])];
-                assert!(
-                    results == *expected.get_or_insert_with(|| results.clone()),
-                    "{shape:?} {isa:?} from {skip} on"
-                );
-            }
-        }
-        let (mut y, mut dx) = (vec![0.0; len], vec![0.0; len]);
-        let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap();
-        let mut moments = vec![Moments::EMPTY; c];
-        let mut sums = vec![GradSums { dbeta: 0.0, dot: 0.0 }; c];
-        let words = bn.workspace_best(Op::Backward, 1);
-        with_workspace(words, |ws| bn.moments(&p.x, &mut moments, Run::serial(ws)).unwrap());
-        let (gamma, statistics) = (p.gamma.as_deref(), Statistics::Batch(&moments));
-        let whole = BackwardInput { x: &p.x, y: None, dy: &p.dy, gamma, statistics };
-        with_workspace(words, |ws| bn.backward_sums(whole, &mut sums, Run::serial(ws)).unwrap());
-        for first in (0..n).step_by(few) {
-            let at = first * image..(first + few).min(n) * image;
-            let part = Shape::new(layout, at.len() / image, c, &[s]).unwrap();
-            let bn = BatchNorm::<f32>::new(part, 1e-5).unwrap();
-            let (x, dy) = (&p.x[at.clone()], &p.dy[at.clone()]);
-            with_workspace(bn.workspace_min(Op::Backward), |ws| {
-                let affine = Affine { gamma, beta: None };
-                bn.normalize(x, None, affine, &moments, &mut y[at.clone()], Run::serial(ws)).unwrap();
-                let out = Gradients { dx: Some((&mut dx[at]).into()), ..Default::default() };
-                let input = BackwardInput { x, y: None, dy, gamma, statistics };
-                bn.backward_apply(input, &sums, out, Run::serial(ws)).unwrap();
-            });
-        }
-        assert!(expected == Some([bits(&y), bits(&dx)]), "{shape:?}: {few} images at a time");
     }
 }

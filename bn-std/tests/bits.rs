@@ -9,7 +9,7 @@ use bn_core::{
 };
 use bn_std::Rayon;
 use common::executors::{Log, Reversed, Rush, Threads};
-use common::{Random, Real, difference, moment_bits};
+use common::{Number, Random, Real, difference, moment_bits};
 use std::sync::{LazyLock, Mutex};
 
 /// Batch, channels, spatial dimensions.
@@ -53,47 +53,89 @@ const ODD: [Dimensions; 12] = [
 static POOL: LazyLock<rayon::ThreadPool> =
     LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap());
 
-struct Problem<T: Real> {
+/// In turn, by the seed.
+const ACTIVATIONS: [Activation; 4] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::LeakyRelu { slope: 0.25 },
+    Activation::Clamp { lo: -0.5, hi: 1.5 },
+];
+
+/// Which statistics a backward pass goes by.
+#[derive(Clone, Copy, Debug)]
+enum Through {
+    Batch,
+    Rounded,
+    Running,
+}
+
+struct Problem<T: Number> {
     bn: BatchNorm<T>,
+    through: Through,
     x: Vec<T>,
-    /// Of every second problem, together with a ReLU.
     residual: Option<Vec<T>>,
     dy: Vec<T>,
-    gamma: Vec<T>,
-    beta: Vec<T>,
-    mean: Vec<T>,
-    var: Vec<T>,
+    gamma: Vec<T::Param>,
+    beta: Vec<T::Param>,
+    mean: Vec<T::Param>,
+    var: Vec<T::Param>,
 }
 
 /// Everything that the calls write.
-#[derive(Clone)]
-struct Results<T> {
+struct Results<T: Number> {
     y: Vec<T>,
     inference: Vec<T>,
     moments: Vec<Moments>,
-    dx: Vec<T>,
-    dresidual: Vec<T>,
-    dgamma: Vec<T>,
-    dbeta: Vec<T>,
+    gradients: Made<T>,
+    /// Of the call that needs no x, where the activation can be undone.
+    from_output: Option<Made<T>>,
 }
 
-impl<T: Copy> Results<T> {
-    fn new(n: usize, c: usize, zero: T) -> Self {
-        let zeros = |n| vec![zero; n];
+/// What a backward pass writes.
+struct Made<T: Number> {
+    dx: Vec<T>,
+    dresidual: Vec<T>,
+    dgamma: Vec<T::Param>,
+    dbeta: Vec<T::Param>,
+}
+
+impl<T: Number<Param: Real>> Made<T> {
+    fn new(n: usize, c: usize) -> Self {
+        let (n, c) = (vec![T::of(0.0); n], vec![T::Param::of(0.0); c]);
+        Made { dx: n.clone(), dresidual: n, dgamma: c.clone(), dbeta: c }
+    }
+    fn all(&mut self, dresidual: bool) -> Gradients<'_, T> {
+        Gradients {
+            dx: Some(self.dx.as_mut_slice().into()),
+            dresidual: dresidual.then(|| self.dresidual.as_mut_slice().into()),
+            dgamma: Some(&mut self.dgamma),
+            dbeta: Some(&mut self.dbeta),
+        }
+    }
+    fn difference(&self, expected: &Self) -> Option<String> {
+        let name = |name: &'static str| move |difference| format!("{name}: {difference}");
+        (difference(&self.dx, &expected.dx).map(name("dx")))
+            .or_else(|| difference(&self.dresidual, &expected.dresidual).map(name("dresidual")))
+            .or_else(|| difference(&self.dgamma, &expected.dgamma).map(name("dgamma")))
+            .or_else(|| difference(&self.dbeta, &expected.dbeta).map(name("dbeta")))
+    }
+}
+
+impl<T: Number<Param: Real>> Results<T> {
+    fn new(n: usize, c: usize) -> Self {
+        let zeros = vec![T::of(0.0); n];
         Results {
-            y: zeros(n),
-            inference: zeros(n),
+            y: zeros.clone(),
+            inference: zeros,
             moments: vec![Moments::EMPTY; c],
-            dx: zeros(n),
-            dresidual: zeros(n),
-            dgamma: zeros(c),
-            dbeta: zeros(c),
+            gradients: Made::new(n, c),
+            from_output: None,
         }
     }
 }
 
 /// Runs the tasks of each phase on the pool.
-fn schedule<T: Real>(mut call: Tasks<'_, T>) {
+fn schedule<T: Number>(mut call: Tasks<'_, T>) {
     loop {
         POOL.scope(|s| (0..call.tasks()).for_each(|_| s.spawn(|_| call.run_task())));
         if !call.advance().unwrap() {
@@ -111,62 +153,66 @@ enum Words {
     Best,
 }
 
-impl<T: Real> Problem<T> {
+impl<T: Number<Param: Real>> Problem<T> {
     fn new(layout: Layout, (batch, channels, spatial): Dimensions, seed: u64) -> Self {
         let shape = Shape::new(layout, batch, channels, spatial).unwrap();
-        let mut bn = BatchNorm::new(shape, 1e-5).unwrap();
+        let bn = BatchNorm::new(shape, 1e-5).unwrap();
         let mut random = Random(seed);
-        let fused = seed % 2 == 1;
-        if fused {
-            bn = bn.with_activation(Activation::Relu).unwrap();
-        }
         // A mean far from 0 makes every change in the order of additions show.
-        let x = random.values(shape.len(), 30.0);
+        let far = if T::of(30.0 + 1e-3) == T::of(30.0) { 3.0 } else { 30.0 };
+        let x = random.values(shape.len(), far);
         Problem {
-            bn,
+            // Each activation with a residual and without, and with each kind of statistics.
+            bn: bn.with_activation(ACTIVATIONS[seed as usize % 4]).unwrap(),
+            through: [Through::Batch, Through::Rounded, Through::Running][seed as usize % 3],
             x,
-            residual: fused.then(|| random.values(shape.len(), -1.0)),
+            residual: (seed % 5 % 2 == 1).then(|| random.values(shape.len(), -1.0)),
             dy: random.values(shape.len(), -0.5),
             gamma: random.values(channels, 0.5),
             beta: random.values(channels, -1.0),
-            mean: random.values(channels, 30.0),
+            mean: random.values(channels, far),
             var: random.values(channels, 0.1),
         }
     }
 
     /// What the backward pass reads and writes.
     fn backward<'a>(&'a self, r: &'a mut Results<T>) -> (BackwardInput<'a, T>, Gradients<'a, T>) {
+        let (mean, var) = (&self.mean[..], &self.var[..]);
         let input = BackwardInput {
             x: &self.x,
             y: Some(&r.y),
             dy: &self.dy,
             gamma: Some(&self.gamma),
-            statistics: Statistics::Batch(&r.moments),
+            statistics: match self.through {
+                Through::Batch => Statistics::Batch(&r.moments),
+                Through::Rounded => Statistics::Rounded { mean, var },
+                Through::Running => Statistics::Running { mean, var },
+            },
         };
-        let output = Gradients {
-            dx: Some(r.dx.as_mut_slice().into()),
-            dresidual: self.residual.as_ref().map(|_| r.dresidual.as_mut_slice().into()),
-            dgamma: Some(&mut r.dgamma),
-            dbeta: Some(&mut r.dbeta),
+        (input, r.gradients.all(self.residual.is_some()))
+    }
+
+    /// Whether there is a backward pass from the output.
+    fn invertible(&self) -> bool {
+        let activation = self.bn.activation();
+        self.residual.is_none() && matches!(activation, Activation::Identity | Activation::LeakyRelu { .. })
+    }
+
+    /// Memory for an operation: garbage in it must not matter either.
+    fn workspace(&self, op: Op, words: Words, width: usize) -> Vec<u64> {
+        let len = match words {
+            Words::Min => self.bn.workspace_min(op),
+            Words::ThreeTimesMin => 3 * self.bn.workspace_min(op),
+            Words::Best => self.bn.workspace_best(op, width),
         };
-        (input, output)
+        vec![0xfff4_dead_fff4_beef; len]
     }
 
     /// In one call each.
     fn run(&self, executor: &dyn Executor, words: Words) -> Results<T> {
-        let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
-        let mut r = Results::new(n, c, T::of(0.0));
-        // Garbage in it must not matter either.
-        let mut memory = Vec::new();
-        let mut workspace = |op| {
-            let len = match words {
-                Words::Min => bn.workspace_min(op),
-                Words::ThreeTimesMin => 3 * bn.workspace_min(op),
-                Words::Best => bn.workspace_best(op, executor.width()),
-            };
-            memory = vec![0xfff4_dead_fff4_beef; len];
-            std::mem::take(&mut memory)
-        };
+        let bn = &self.bn;
+        let mut r = Results::new(self.x.len(), self.gamma.len());
+        let workspace = |op| self.workspace(op, words, executor.width());
         let (residual, affine) = (self.residual.as_deref(), Affine::new(&self.gamma, &self.beta));
         let mut memory = workspace(Op::ForwardTraining);
         let run = Run::on(executor, &mut memory);
@@ -181,25 +227,39 @@ impl<T: Real> Problem<T> {
         r
     }
 
+    /// The same, and the call that needs no x.
+    fn run_all(&self, executor: &dyn Executor, words: Words) -> Results<T> {
+        let mut r = self.run(executor, words);
+        if self.invertible() {
+            let mut memory = self.workspace(Op::Backward, words, executor.width());
+            let (run, affine) = (Run::on(executor, &mut memory), Affine::new(&self.gamma, &self.beta));
+            let mut made = Made::new(self.x.len(), self.gamma.len());
+            self.bn.backward_from_output(&r.y, &self.dy, affine, &r.moments, made.all(false), run).unwrap();
+            r.from_output = Some(made);
+        }
+        r
+    }
+
     /// As tasks, handed out by a scheduler that knows nothing of calls.
     fn run_tasks(&self, width: usize) -> Results<T> {
-        let (bn, n, c) = (&self.bn, self.x.len(), self.gamma.len());
-        let mut r = Results::new(n, c, T::of(0.0));
+        let bn = &self.bn;
+        let mut r = Results::new(self.x.len(), self.gamma.len());
         let (residual, affine) = (self.residual.as_deref(), Affine::new(&self.gamma, &self.beta));
-        let mut memory = vec![0xfff4_dead_fff4_beef; bn.workspace_best(Op::ForwardTraining, width)];
+        let mut memory = self.workspace(Op::ForwardTraining, Words::Best, width);
         let (y, moments) = (&mut r.y[..], &mut r.moments);
         schedule(bn.forward_training_tasks(&self.x, residual, affine, y, moments, width, &mut memory).unwrap());
         let y = &mut r.inference[..];
         schedule(bn.inference_tasks(&self.x, residual, affine, &self.mean, &self.var, y, width, &mut memory).unwrap());
-        let mut memory = vec![0xfff4_dead_fff4_beef; bn.workspace_best(Op::Backward, width)];
+        let mut memory = self.workspace(Op::Backward, Words::Best, width);
         let (input, output) = self.backward(&mut r);
         schedule(bn.backward_tasks(input, output, width, &mut memory).unwrap());
         r
     }
 
     fn check(&self) {
-        let expected = self.run(&Serial, Words::Best);
-        assert!(expected.y.iter().any(|v| v.wide() != 0.0) && expected.dgamma.iter().all(|v| v.wide().is_finite()));
+        let expected = self.run_all(&Serial, Words::Best);
+        assert!(expected.y.iter().any(|v| v.wide() != 0.0));
+        assert!(expected.gradients.dgamma.iter().all(|v| v.wide().is_finite()));
         let rayon = Rayon::on(&POOL);
         let executors: [(&str, &dyn Executor, &[Words]); 8] = [
             ("1 thread", &Threads(1), &[Words::Min]),
@@ -213,7 +273,7 @@ impl<T: Real> Problem<T> {
         ];
         for (name, executor, workspaces) in executors {
             for &words in workspaces {
-                let got = self.run(executor, words);
+                let got = self.run_all(executor, words);
                 self.compare(&got, &expected, &format!("{name}, workspace {words:?}"));
             }
         }
@@ -221,24 +281,20 @@ impl<T: Real> Problem<T> {
     }
 
     fn compare(&self, got: &Results<T>, expected: &Results<T>, how: &str) {
-        let context = || format!("{:?} {how}", self.bn.shape());
-        for (what, got, expected) in [
-            ("y", &got.y, &expected.y),
-            ("inference", &got.inference, &expected.inference),
-            ("dx", &got.dx, &expected.dx),
-            ("dresidual", &got.dresidual, &expected.dresidual),
-            ("dgamma", &got.dgamma, &expected.dgamma),
-            ("dbeta", &got.dbeta, &expected.dbeta),
-        ] {
-            if let Some(difference) = difference(got, expected) {
-                panic!("{}: {what}: {difference}", context());
-            }
+        let (shape, activation, through) = (self.bn.shape(), self.bn.activation(), self.through);
+        let context = format!("{shape:?} {activation:?} {through:?} {how}");
+        for (what, got, expected) in [("y", &got.y, &expected.y), ("inference", &got.inference, &expected.inference)] {
+            assert_eq!(difference(got, expected), None, "{context}: {what}");
         }
-        assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{}: moments", context());
+        assert_eq!(got.gradients.difference(&expected.gradients), None, "{context}");
+        if let (Some(got), Some(expected)) = (&got.from_output, &expected.from_output) {
+            assert_eq!(got.difference(expected), None, "{context}: from the output");
+        }
+        assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{context}: moments");
     }
 }
 
-fn check<T: Real>(layout: Layout) {
+fn check<T: Number<Param: Real>>(layout: Layout) {
     for (i, dimensions) in RESNET_50.into_iter().chain(FEW_CHANNELS).chain(ODD).enumerate() {
         Problem::<T>::new(layout, dimensions, i as u64).check();
     }
@@ -262,6 +318,20 @@ fn nchw_f64() {
 #[test]
 fn nhwc_f64() {
     check::<f64>(Layout::Nhwc);
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn nchw_f16_and_nhwc_bf16() {
+    check::<half::f16>(Layout::Nchw);
+    check::<half::bf16>(Layout::Nhwc);
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn nchw_bf16_and_nhwc_f16() {
+    check::<half::bf16>(Layout::Nchw);
+    check::<half::f16>(Layout::Nhwc);
 }
 
 /// Tasks that are run too seldom or too often are an error, and what is left over is harmless.

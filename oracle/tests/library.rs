@@ -134,6 +134,14 @@ fn a_short_sweep() {
     }
 }
 
+#[cfg(feature = "half")]
+#[test]
+fn a_short_sweep_of_16_bits() {
+    for seed in 600..1000 {
+        if seed % 2 == 0 { sweep::<half::f16>(seed) } else { sweep::<half::bf16>(seed) }
+    }
+}
+
 /// γ·x̂ + β is beyond the range, y is not.
 #[test]
 fn a_slope_brings_back_what_overflows() {

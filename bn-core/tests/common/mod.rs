@@ -4,7 +4,43 @@
 
 pub mod problem;
 
-use bn_core::{Layout, Shape, Stride};
+use bn_core::{Element, Layout, Shape, Stride};
+use core::fmt::Debug;
+
+/// An element type: f32, f64, and with feature `half` f16 and bf16.
+pub trait Number: Element<Param: From<f32> + Into<f64>> + Into<f64> + Debug {
+    /// It is what the kernels calculate in.
+    const CALCULATES: bool;
+    fn of(v: f64) -> Self;
+}
+
+macro_rules! number {
+    ($($t:ty, $calculates:expr, $of:expr;)*) => {$(
+        impl Number for $t {
+            const CALCULATES: bool = $calculates;
+            fn of(v: f64) -> Self {
+                $of(v)
+            }
+        }
+    )*};
+}
+number!(f32, true, |v| v as f32; f64, true, f64::from;);
+#[cfg(feature = "half")]
+number!(half::f16, false, half::f16::from_f64; half::bf16, false, half::bf16::from_f64;);
+
+/// Runs `$f` for every element type.
+#[macro_export]
+macro_rules! every_type {
+    ($f:ident($($argument:expr),*)) => {
+        $f::<f32>($($argument),*);
+        $f::<f64>($($argument),*);
+        #[cfg(feature = "half")]
+        {
+            $f::<half::f16>($($argument),*);
+            $f::<half::bf16>($($argument),*);
+        }
+    };
+}
 
 /// The places of a channel's elements, in order of image and position.
 pub fn places(shape: Shape, channel: usize) -> impl Iterator<Item = usize> + Clone {

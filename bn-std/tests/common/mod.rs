@@ -6,39 +6,38 @@ pub mod executors;
 use bn_core::{Element, Moments, Param};
 use core::fmt::Debug;
 
-/// An element type that is its own parameter type.
-pub trait Real: Element<Param = Self> + Param + Debug + PartialEq {
+/// An element type.
+pub trait Number: Element + Debug + PartialEq {
     fn of(v: f64) -> Self;
     fn wide(self) -> f64;
     fn bits(self) -> u64;
 }
 
-impl Real for f32 {
-    fn of(v: f64) -> f32 {
-        v as f32
-    }
-    fn wide(self) -> f64 {
-        self as f64
-    }
-    fn bits(self) -> u64 {
-        self.to_bits() as u64
-    }
+macro_rules! number {
+    ($($t:ty, $of:expr, $wide:expr;)*) => {$(
+        impl Number for $t {
+            fn of(v: f64) -> Self {
+                $of(v)
+            }
+            fn wide(self) -> f64 {
+                $wide(self)
+            }
+            fn bits(self) -> u64 {
+                self.to_bits().into()
+            }
+        }
+    )*};
 }
+number!(f32, |v| v as f32, f64::from; f64, f64::from, f64::from;);
+#[cfg(feature = "half")]
+number!(half::f16, half::f16::from_f64, f64::from; half::bf16, half::bf16::from_f64, f64::from;);
 
-impl Real for f64 {
-    fn of(v: f64) -> f64 {
-        v
-    }
-    fn wide(self) -> f64 {
-        self
-    }
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
-}
+/// An element type that is its own parameter type.
+pub trait Real: Number + Element<Param = Self> + Param {}
+impl<T: Number + Element<Param = T> + Param> Real for T {}
 
 /// The first place where the bits differ.
-pub fn difference<T: Real>(got: &[T], expected: &[T]) -> Option<String> {
+pub fn difference<T: Number>(got: &[T], expected: &[T]) -> Option<String> {
     if got.len() != expected.len() {
         return Some(format!("{} elements, expected {}", got.len(), expected.len()));
     }
@@ -47,7 +46,7 @@ pub fn difference<T: Real>(got: &[T], expected: &[T]) -> Option<String> {
 }
 
 #[track_caller]
-pub fn assert_bits<T: Real>(what: &str, got: &[T], expected: &[T]) {
+pub fn assert_bits<T: Number>(what: &str, got: &[T], expected: &[T]) {
     if let Some(difference) = difference(got, expected) {
         panic!("{what}: {difference}");
     }
@@ -72,7 +71,7 @@ impl Random {
     pub fn from(&mut self, low: f64) -> f64 {
         low + ((self.next() >> 11) as f64 + 0.5) / (1u64 << 52) as f64
     }
-    pub fn values<T: Real>(&mut self, n: usize, low: f64) -> Vec<T> {
+    pub fn values<T: Number>(&mut self, n: usize, low: f64) -> Vec<T> {
         (0..n).map(|_| T::of(self.from(low))).collect()
     }
 }
