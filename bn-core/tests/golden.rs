@@ -8,7 +8,7 @@
 
 mod common;
 use bn_core::{
-    Activation, Affine, BatchNorm, Isa, Layout, Moments, Op, Prepared, Run, RunningStats, Shape, Statistics,
+    Activation, Affine, BatchNorm, Fold, Isa, Layout, Moments, Op, Prepared, Run, RunningStats, Shape, Statistics,
 };
 use common::problem::{Backward, Problem, Real, Worst, bits, mask, mean_rounding, with_workspace};
 use common::{Channel, places};
@@ -172,6 +172,78 @@ fn training<T: Real>(case: &Case, isa: Isa, worst: &mut Worst) {
         worst.check("dgamma", &(name, c), b.dgamma[c].wide(), dgamma, dot + rounded(dgamma));
         worst.check("dbeta", &(name, c), b.dbeta[c].wide(), dbeta, sum + rounded(dbeta));
     }
+
+    // From PyTorch's statistics, rounded to T as frameworks save them. What is left of the rounding is the variance's, once
+    // in γ/σ and up to three times in the term with x̂, half each; and (1 + x̂²) of it in dγ.
+    let mean: Vec<T> = case.mean.iter().map(|&v| T::of(v)).collect();
+    let var: Vec<T> = case.var_biased.iter().map(|&v| T::of(v)).collect();
+    let b = p.backward(isa, &y, Statistics::Rounded { mean: &mean, var: &var });
+    for (c, ch) in exact.channels.iter().enumerate() {
+        let bound = bound::<T>(ch) + 4.0 * T::ROUNDING;
+        let extra = T::ROUNDING + (bound / 2.0);
+        for i in at(c) {
+            let far = 1.0 + ((p.x[i].wide() - ch.mean) * ch.inverse_std()).powi(2);
+            worst.check("rounded dx", &(name, i), b.dx[i].wide(), case.dx[i], bound * far * reference.spread[c]);
+        }
+        let dgamma = case.dgamma.as_ref().map_or(reference.dgamma[c], |d| d[c]);
+        let dbeta = case.dbeta.as_ref().map_or(reference.dbeta[c], |d| d[c]);
+        let slack = |scale: f64, v: f64| extra * scale + 2.0 * T::ROUNDING * v.abs();
+        worst.check("rounded dgamma", &(name, c), b.dgamma[c].wide(), dgamma, slack(reference.dot[c], dgamma));
+        worst.check("rounded dbeta", &(name, c), b.dbeta[c].wide(), dbeta, slack(reference.sum[c], dbeta));
+    }
+
+    // PyTorch's ReLU is a clamp without an upper end.
+    if p.activation == Activation::Relu {
+        let clamped = Problem { activation: Activation::Clamp { lo: 0.0, hi: f64::INFINITY }, ..p.clone() };
+        let f = clamped.forward(isa);
+        assert_eq!(bits(&f.y), bits(&y), "{name:?}: clamp is not ReLU");
+        let (a, b) = (Statistics::Batch(&f.moments), Statistics::Batch(&f.moments));
+        assert_eq!(clamped.backward(isa, &y, a).bits(), p.backward(isa, &y, b).bits(), "{name:?}");
+    }
+}
+
+/// Behind a layer that hands x on, and before one that sums the channels up with weights of its own, what is folded gives
+/// PyTorch's inference.
+fn folding<T: Real>(shape: Shape, fold: Fold<'_, T>, x: &[f32], inference_y: &[f64], name: &str, worst: &mut Worst) {
+    let c = shape.channels();
+    let weights = |o: usize, k: usize| ((o * 7 + k * 3) % 5) as f64 - 1.5;
+    // A dense layer of the identity, whose outputs are normalized.
+    let mut before: Vec<T> = (0..c * c).map(|i| T::of((i % c == i / c) as u8 as f64)).collect();
+    let mut before_bias = vec![T::of(0.0); c];
+    fold.into_preceding(c, &mut before, &mut before_bias).unwrap();
+    // A dense layer whose inputs are normalized.
+    let outputs = 3;
+    let mut behind: Vec<T> = (0..outputs * c).map(|i| T::of(weights(i / c, i % c))).collect();
+    let mut behind_bias: Vec<T> = (0..outputs).map(|o| T::of(o as f64)).collect();
+    fold.into_following(outputs, 1, 1, &mut behind, &mut behind_bias).unwrap();
+    let (mut scale, mut shift) = (vec![T::of(0.0); c], vec![T::of(0.0); c]);
+    fold.scale_shift(&mut scale, &mut shift).unwrap();
+    assert_eq!(
+        (bits(&scale), bits(&shift)),
+        (bits(&(0..c).map(|k| before[k * c + k]).collect::<Vec<T>>()), bits(&before_bias))
+    );
+    // The running statistics have been rounded as well: the mean, and half the variance's error in the scale.
+    let rounding = 4.0 * T::ROUNDING + 8.0 * f64::ROUNDING;
+    let all: Vec<Vec<usize>> = (0..c).map(|k| places(shape, k).collect()).collect();
+    for at in 0..all[0].len() {
+        let (mut exact, mut size) = ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0]);
+        let mut got: Vec<f64> = behind_bias.iter().map(|b| b.wide()).collect();
+        for k in 0..c {
+            let i = all[k][at];
+            let (y, x) = (inference_y[i], x[i] as f64);
+            let (a, b) = (before[k * c + k].wide() * x, before_bias[k].wide());
+            worst.check("folded y", &(name, i), a + b, y, rounding * (a.abs() + b.abs() + y.abs()));
+            for o in 0..outputs {
+                let w = weights(o, k);
+                exact[o] += w * y;
+                size[o] += w.abs() * (a.abs() + b.abs() + y.abs());
+                got[o] += behind[o * c + k].wide() * x;
+            }
+        }
+        for o in 0..outputs {
+            worst.check("next layer", &(name, at, o), got[o], exact[o], rounding * size[o]);
+        }
+    }
 }
 
 fn running<T: Real>(case: &Case, isa: Isa, worst: &mut Worst) {
@@ -255,6 +327,12 @@ fn all<T: Real>() {
             running::<T>(case, isa, &mut worst);
             inference::<T>(case, isa, &mut worst);
         }
+        if case.activation == "identity" {
+            let (p, real) = (case.problem::<T>(), |v: &[f64]| v.iter().map(|&v| T::of(v)).collect::<Vec<T>>());
+            let (mean, var) = (real(&case.running_mean_after), real(&case.running_var_after));
+            let fold = Fold::running(p.affine(), &mean, &var, case.eps).unwrap();
+            folding(p.shape, fold, &case.x, &case.inference_y, &case.name, &mut worst);
+        }
     }
     println!("{}: worst errors, in units of the bounds: {worst:#?}", core::any::type_name::<T>());
 }
@@ -289,6 +367,8 @@ fn state_dict() {
         }
         println!("state_dict: {worst:?}");
     }
+    let fold = Fold::running(Affine::new(&a.weight, &a.bias), &a.running_mean, &a.running_var, s.eps).unwrap();
+    folding(shape, fold, &s.x, &s.inference_y, "state_dict", &mut Worst::default());
 }
 
 /// What the file says of a channel's statistics is what the reference says: so the two witnesses of
