@@ -91,7 +91,7 @@ impl<S: Scalar> Rectifier<S> {
         Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, floor: least, ceiling: most, end: most }
     };
 
-    /// Whether it may bring a value that has overflowed back.
+    /// Whether it may bring a value that has overflowed back: no, if all it does is limits.
     pub(crate) fn shrinks(&self) -> bool {
         self.leaky && !self.plain
     }
@@ -139,10 +139,16 @@ pub(crate) struct Rectify<R> {
 }
 
 impl<R: Real> Rectify<R> {
+    /// All that ReLU and clamp do.
+    #[inline(always)]
+    pub(crate) fn limit(&self, z: R) -> R {
+        z.at_least(self.floor).at_most(self.ceiling)
+    }
+
     /// Nothing is below the knee but what a leaky ReLU multiplies by its slope.
     #[inline(always)]
     pub(crate) fn forward(&self, z: R) -> R {
-        let z = z.at_least(self.floor).at_most(self.ceiling);
+        let z = self.limit(z);
         z.if_less(self.knee, z * self.slope, z)
     }
 

@@ -15,7 +15,7 @@ use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen};
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::moments::MomentSums;
-use crate::kernel::normalize::Normalize;
+use crate::kernel::normalize::{ANY, LIMITS, Normalize, PLAIN};
 use crate::layout::{Channels, Place};
 
 /// The passes for one element type. The second input of [`Stages::normalize`] is there if the operation says so.
@@ -36,7 +36,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn normalize(
         e: &Engine,
-        op: &Normalize<'_, Self::Compute, false, true>,
+        op: &Normalize<'_, Self::Compute, ANY, true>,
         from: &[Place<Self>; 2],
         to: &[Place<Self>; 1],
         run: &mut Run<'_>,
@@ -45,7 +45,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn normalize_prepared(
         e: &Engine,
-        op: &Normalize<'_, Self::Compute, false, false>,
+        op: &Normalize<'_, Self::Compute, ANY, false>,
         from: &[Place<Self>; 2],
         to: &[Place<Self>; 1],
         run: &mut Run<'_>,
@@ -53,7 +53,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
-        op: &GradientSums<'_, Self::Compute>,
+        op: &GradientSums<'_, Self::Compute, false>,
         inputs: &Backward<Self>,
         band: Channels,
         sink: &SumSink<'_>,
@@ -63,7 +63,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn apply(
         e: &Engine,
-        op: &Apply<'_, Self::Compute>,
+        op: &Apply<'_, Self::Compute, false>,
         inputs: &Backward<Self>,
         to: &[Place<Self>; 2],
         both: bool,
@@ -86,7 +86,7 @@ pub trait Stages: Storage + Sized {
 /// What backward passes read.
 #[derive(Clone, Copy)]
 pub(crate) struct Backward<E> {
-    /// x, dy and, where the activation has a mask, y; else dy again.
+    /// x, or y in its place; dy; and, where the activation has a mask, y; else dy again.
     pub(crate) places: [Place<E>; 3],
     pub(crate) masked: bool,
 }
@@ -108,7 +108,7 @@ macro_rules! stages {
 
             unsafe fn normalize(
                 e: &Engine,
-                op: &Normalize<'_, Self::Compute, false, true>,
+                op: &Normalize<'_, Self::Compute, ANY, true>,
                 from: &[Place<Self>; 2],
                 to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
@@ -118,18 +118,24 @@ macro_rules! stages {
                     if e.single() {
                         return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
-                    match (op.residual, op.activation.plain) {
-                        (false, true) => e.map::<$t, _, 1, 1, 3, 1>(&op.plain(), &[from[0]], to, e.all(), run),
-                        (false, false) => e.map::<$t, _, 1, 1, 3, 1>(op, &[from[0]], to, e.all(), run),
-                        (true, true) => e.map::<$t, _, 2, 2, 3, 1>(&op.plain(), from, to, e.all(), run),
-                        (true, false) => e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run),
+                    let ([x, _], all) = (from, e.all());
+                    let x = core::array::from_ref(x);
+                    match (op.residual, op.activation.plain, op.activation.shrinks()) {
+                        (false, true, _) => e.map::<$t, _, 1, 1, 3, 1>(&op.as_kind::<PLAIN, true>(), x, to, all, run),
+                        (false, _, false) => e.map::<$t, _, 1, 1, 3, 1>(&op.as_kind::<LIMITS, true>(), x, to, all, run),
+                        (false, _, true) => e.map::<$t, _, 1, 1, 3, 1>(op, x, to, all, run),
+                        (true, true, _) => e.map::<$t, _, 2, 2, 3, 1>(&op.as_kind::<PLAIN, true>(), from, to, all, run),
+                        (true, _, false) => {
+                            e.map::<$t, _, 2, 2, 3, 1>(&op.as_kind::<LIMITS, true>(), from, to, all, run)
+                        }
+                        (true, _, true) => e.map::<$t, _, 2, 2, 3, 1>(op, from, to, all, run),
                     }
                 }
             }
 
             unsafe fn normalize_prepared(
                 e: &Engine,
-                op: &Normalize<'_, Self::Compute, false, false>,
+                op: &Normalize<'_, Self::Compute, ANY, false>,
                 from: &[Place<Self>; 2],
                 to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
@@ -139,13 +145,13 @@ macro_rules! stages {
                     if e.single() {
                         return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
-                    Self::normalize(e, &op.exact(), from, to, run)
+                    Self::normalize(e, &op.as_kind::<ANY, true>(), from, to, run)
                 }
             }
 
             unsafe fn sum_gradients(
                 e: &Engine,
-                op: &GradientSums<'_, Self::Compute>,
+                op: &GradientSums<'_, Self::Compute, false>,
                 inputs: &Backward<Self>,
                 band: Channels,
                 sink: &SumSink<'_>,
@@ -157,6 +163,9 @@ macro_rules! stages {
                         return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &inputs.places, band, sink, run);
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
+                    if !op.inverse.plain {
+                        return e.reduce::<$t, _, _, 2, 2, 2, 2>(&op.undoing(), two, band, sink, run);
+                    }
                     match (inputs.masked, op.measure) {
                         (false, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
                         (false, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
@@ -168,7 +177,7 @@ macro_rules! stages {
 
             unsafe fn apply(
                 e: &Engine,
-                op: &Apply<'_, Self::Compute>,
+                op: &Apply<'_, Self::Compute, false>,
                 inputs: &Backward<Self>,
                 to: &[Place<Self>; 2],
                 both: bool,
@@ -182,6 +191,10 @@ macro_rules! stages {
                     }
                     let (all, [two @ .., _], [one @ .., _]) = (&inputs.places, &inputs.places, to);
                     match (inputs.masked, both) {
+                        _ if !op.inverse.plain => match both {
+                            false => e.map::<$t, _, 2, 2, 5, 1>(&op.undoing(), two, one, band, run),
+                            true => e.map::<$t, _, 2, 2, 5, 2>(&op.undoing(), two, to, band, run),
+                        },
                         (false, false) => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
                         (false, true) => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
                         (true, false) => e.map::<$t, _, 3, 2, 5, 1>(op, all, one, band, run),

@@ -17,7 +17,7 @@ use super::{Coefficients, Map, OfChannel, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
 use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar};
+use crate::lanes::{Base, Lanes, Real, Scalar};
 
 /// The constants E_hi, μ_hi, c, b, s of a channel.
 ///
@@ -39,9 +39,10 @@ pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64
     Coefficients { narrow, wide: [e, mean, c, 0.0, s], safe }
 }
 
-/// The elementwise part of the backward pass through batch statistics.
+/// The elementwise part of the backward pass through batch statistics. `UNDO`: y is read in the place of x, and what the
+/// activation did undone.
 #[derive(Clone, Copy)]
-pub(crate) struct Apply<'a, S> {
+pub(crate) struct Apply<'a, S, const UNDO: bool> {
     pub(crate) activation: &'a Rectifier<S>,
     /// Where x is taken from y: what undoes the activation.
     pub(crate) inverse: &'a Rectifier<S>,
@@ -57,7 +58,14 @@ pub(crate) struct ApplyFrozen<'a, S> {
     pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 1>>,
 }
 
-impl<S: Scalar> Apply<'_, S> {
+impl<'a, S: Scalar> Apply<'a, S, false> {
+    /// The same for y in the place of x.
+    pub(crate) fn undoing(&self) -> Apply<'a, S, true> {
+        Apply { activation: self.activation, inverse: self.inverse, coefficients: self.coefficients }
+    }
+}
+
+impl<S: Scalar, const UNDO: bool> Apply<'_, S, UNDO> {
     fn inverse(&self) -> &Rectifier<S> {
         self.inverse
     }
@@ -70,9 +78,9 @@ impl<S: Scalar> ApplyFrozen<'_, S> {
 }
 
 macro_rules! map {
-    ($op:ident, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
+    ($op:ty, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
      |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        impl<E: Element> Map<E, $i, $j, $k, $o> for $op<'_, E::Compute> {
+        impl<E: Element> Map<E, $i, $j, $k, $o> for $op {
             const EXACT: bool = true;
             type Ready<R: Real> = [Rectify<R>; 2];
 
@@ -113,9 +121,9 @@ macro_rules! map {
 }
 
 macro_rules! batch {
-    ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+    ($undo:literal, $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         map!(
-            Apply,
+            Apply<'_, E::Compute, $undo>,
             5,
             $i,
             2,
@@ -129,15 +137,24 @@ macro_rules! batch {
 
 macro_rules! frozen {
     ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        map!(ApplyFrozen, 1, $i, 1, $o, |v, k| v[0] * k[0], |$ready, $x| $before, |$w, $dx| $outputs);
+        map!(ApplyFrozen<'_, E::Compute>, 1, $i, 1, $o, |v, k| v[0] * k[0], |$ready, $x| $before, |$w, $dx| $outputs);
     };
 }
 
+/// x, which where elements are taken one by one may be y, and dy behind the mask.
+#[inline(always)]
+fn masked<R: Real>(ready: &[Rectify<R>; 2], [x, dy, y]: [R; 3]) -> [R; 2] {
+    [if Base::SINGLE { ready[0].forward(x) } else { x }, ready[1].backward(y, dy)]
+}
+
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
-batch!(2, 1, |_ready, x| x, |_v, dx| [dx]);
-batch!(2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
-batch!(3, 1, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[2], x[1])], |_v, dx| [dx]);
-batch!(3, 2, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[2], x[1])], |v, dx| [dx, v[1]]);
+batch!(false, 2, 1, |_ready, x| x, |_v, dx| [dx]);
+batch!(false, 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
+batch!(false, 3, 1, |ready, x| masked(ready, x), |_v, dx| [dx]);
+batch!(false, 3, 2, |ready, x| masked(ready, x), |v, dx| [dx, v[1]]);
+// Inputs y, dy.
+batch!(true, 2, 1, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[0], x[1])], |_v, dx| [dx]);
+batch!(true, 2, 2, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[0], x[1])], |v, dx| [dx, v[1]]);
 // Inputs dy; with an activation dy, y.
 frozen!(1, 1, |_ready, x| x, |_v, dx| [dx]);
 frozen!(1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);

@@ -57,10 +57,14 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
     if is_zero(v) { 0.0 } else { 1.0 / sqrt(v) }
 }
 
-/// The elementwise part of the forward pass; plain where there is no activation, exact where a channel's constants may
-/// ask for f64.
+/// No activation; ReLU or clamp, which take two instructions; any, which takes five.
+pub(crate) const PLAIN: u8 = 0;
+pub(crate) const LIMITS: u8 = 1;
+pub(crate) const ANY: u8 = 2;
+
+/// The elementwise part of the forward pass, for a kind of activation; exact where a channel's constants may ask for f64.
 #[derive(Clone, Copy)]
-pub(crate) struct Normalize<'a, S, const PLAIN: bool, const EXACT: bool> {
+pub(crate) struct Normalize<'a, S, const KIND: u8, const EXACT: bool> {
     pub(crate) activation: &'a Rectifier<S>,
     /// Whether the second input counts, where there is one.
     pub(crate) residual: bool,
@@ -70,8 +74,8 @@ pub(crate) struct Normalize<'a, S, const PLAIN: bool, const EXACT: bool> {
 
 macro_rules! map {
     ($i:literal, |$v:ident, $z:ident| $join:expr) => {
-        impl<E: Element, const PLAIN: bool, const EXACT: bool> Map<E, $i, $i, 3, 1>
-            for Normalize<'_, E::Compute, PLAIN, EXACT>
+        impl<E: Element, const KIND: u8, const EXACT: bool> Map<E, $i, $i, 3, 1>
+            for Normalize<'_, E::Compute, KIND, EXACT>
         {
             const EXACT: bool = EXACT;
             type Ready<R: Real> = Rectify<R>;
@@ -99,7 +103,7 @@ macro_rules! map {
             }
             #[inline(always)]
             fn checked(&self) -> bool {
-                ($i == 2 && self.residual) || (!PLAIN && self.activation.shrinks())
+                ($i == 2 && self.residual) || (KIND == ANY && self.activation.shrinks())
             }
             #[inline(always)]
             fn beyond(&self, v: [E::Compute; $i], [mean, scale, shift]: [E::Compute; 3]) -> Option<E::Compute> {
@@ -112,22 +116,19 @@ macro_rules! map {
             }
             #[inline(always)]
             fn outputs<R: Real>(ready: &Rectify<R>, _: [R; $i], sum: R) -> [R; 1] {
-                [if PLAIN { sum } else { ready.forward(sum) }]
+                [match KIND {
+                    PLAIN => sum,
+                    LIMITS => ready.limit(sum),
+                    _ => ready.forward(sum),
+                }]
             }
         }
     };
 }
 
-impl<'a, S: Scalar, const EXACT: bool> Normalize<'a, S, false, EXACT> {
-    /// The same without an activation.
-    pub(crate) fn plain(&self) -> Normalize<'a, S, true, EXACT> {
-        Normalize { activation: self.activation, residual: self.residual, coefficients: self.coefficients }
-    }
-}
-
-impl<'a, S: Scalar> Normalize<'a, S, false, false> {
-    /// The same for any constants.
-    pub(crate) fn exact(&self) -> Normalize<'a, S, false, true> {
+impl<'a, S: Scalar, const EXACT: bool> Normalize<'a, S, ANY, EXACT> {
+    /// The same for what is known of the activation and the constants.
+    pub(crate) fn as_kind<const KIND: u8, const NOW: bool>(&self) -> Normalize<'a, S, KIND, NOW> {
         Normalize { activation: self.activation, residual: self.residual, coefficients: self.coefficients }
     }
 }
