@@ -258,7 +258,7 @@ impl Engine {
                     // SAFETY: by the caller; this task has this channel to itself.
                     unsafe {
                         scalar::cell(op, &self.grid, from, channel, (g, count), state);
-                        sink.join(channel, sink.convert(channel, state.result, state.k, count), count);
+                        take_in(sink, channel, count, state);
                     }
                 }
             });
@@ -396,6 +396,21 @@ impl Engine {
             );
         })
     }
+}
+
+/// What a cell's sums were settled as, into the sink. A function of its own: nothing of it is on the stack meanwhile.
+///
+/// # Safety
+/// As for [`Sink::join`].
+#[inline(never)]
+unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
+    sink: &impl Sink<K, N>,
+    channel: usize,
+    count: u64,
+    state: &scalar::State<S, K, N>,
+) {
+    // SAFETY: by the caller.
+    unsafe { sink.join(channel, sink.convert(channel, state.result, state.k, count), count) };
 }
 
 struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {

@@ -26,6 +26,7 @@
 //! # Features
 //! None is on by default; then the dependencies are bn-core and rayon.
 //! - `serde`: [`State`] is `Serialize` and `Deserialize`.
+//! - `half`: tensors of f16 and bf16, from the crate `half`; parameters and statistics are f32 then.
 //! - `ndarray`: the layer's `forward_array` and `backward_array` take arrays of 2 to 5 dimensions.
 
 mod error;

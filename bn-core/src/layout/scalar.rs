@@ -69,8 +69,14 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
     R: Reduction<E, I, J, K, N>,
 {
     let (zero, n) = (Compute::<E>::ZERO, count as f64);
-    (state.narrow, state.chain, state.sum) = ([zero; K], [zero; N], [zero; N]);
-    (state.wide, state.parts) = ([0.0; N], [[0.0; N]; PARTS]);
+    // One after the other, in place: a tuple of them all is on the stack first.
+    state.narrow.fill(zero);
+    state.chain.fill(zero);
+    state.sum.fill(zero);
+    state.wide.fill(0.0);
+    for part in &mut state.parts {
+        part.fill(0.0);
+    }
     let tree = matches!(grid, Grid::Planes(_));
     let mut sums = Sums::<E, R, I, J, K, N> { op, from, channel, tree, exact: false, same: true, state };
     for i in 1..K {
@@ -85,27 +91,19 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
             sums.state.k[i] = sums.state.narrow[i].to_f64();
         }
         sums.walk(grid, g);
-        if op.good(&sums.state.result, n) {
-            return sums.settle(n);
-        }
-        match R::repivot(sums.state.k, &sums.state.result, n) {
-            Some(better) if attempt == 0 => sums.state.narrow[0] = better,
+        match sums.judge(n) {
+            Judgement::Good => return,
+            Judgement::Again if attempt == 0 => {}
             _ => break,
         }
     }
     sums.exact = true;
     for pass in 0..R::PASSES {
         sums.walk(grid, g);
-        if pass == 0 && op.zero_at_pivot() && sums.same {
-            // Beside an infinite value the sums would be 0·∞.
-            sums.state.result = [0.0; N];
+        if sums.next(pass, n) {
             break;
         }
-        if pass + 1 < R::PASSES {
-            sums.state.k = R::recentre(sums.state.k, sums.state.result, 1.0 / n);
-        }
     }
-    sums.settle(n);
 }
 
 /// Elements of a channel: so many, from an image or row and a position there on, with steps of either.
@@ -248,6 +246,14 @@ fn row_lane(geo: &Rows, g: usize, f: usize, a: usize, to: &mut dyn Visitor) {
 /// Levels of the tree of all lanes.
 const PARTS: usize = super::MOST_LANES.trailing_zeros() as usize + 1;
 
+/// What sums in the element's arithmetic are worth.
+enum Judgement {
+    Good,
+    /// There is a better pivot.
+    Again,
+    Bad,
+}
+
 /// What becomes of an element.
 #[derive(Clone, Copy, PartialEq)]
 enum How {
@@ -283,6 +289,40 @@ where
     fn walk(&mut self, grid: &Grid, g: usize) {
         (self.state.result, self.same) = ([0.0; N], true);
         walk(grid, Compute::<E>::LANES, g, self.exact, self);
+    }
+
+    // What is done between walks is in functions of its own, whose numbers are not on the stack while one goes on (130
+    // bytes).
+
+    /// Settles the sums of a walk, if they are good; else there may be a better pivot.
+    #[inline(never)]
+    fn judge(&mut self, n: f64) -> Judgement {
+        if self.op.good(&self.state.result, n) {
+            self.settle(n);
+            return Judgement::Good;
+        }
+        match R::repivot(self.state.k, &self.state.result, n) {
+            Some(better) => {
+                self.state.narrow[0] = better;
+                Judgement::Again
+            }
+            None => Judgement::Bad,
+        }
+    }
+
+    /// Settles the sums of a walk in f64, if it was the last one.
+    #[inline(never)]
+    fn next(&mut self, pass: usize, n: f64) -> bool {
+        let none = pass == 0 && self.op.zero_at_pivot() && self.same;
+        if none {
+            // Beside an infinite value the sums would be 0·∞.
+            self.state.result = [0.0; N];
+        } else if pass + 1 < R::PASSES {
+            self.state.k = R::recentre(self.state.k, self.state.result, 1.0 / n);
+            return false;
+        }
+        self.settle(n);
+        true
     }
 
     fn settle(&mut self, n: f64) {
