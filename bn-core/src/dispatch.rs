@@ -22,12 +22,12 @@ pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
     match isa.kind() {
         IsaKind::Portable => base(Base::BASE, task),
         // SAFETY: an `Isa` of this kind proves the features.
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
         IsaKind::Avx2 => unsafe { avx2(task) },
         // SAFETY: as above.
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
         IsaKind::Avx512 => unsafe { avx512(task) },
-        #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+        #[cfg(not(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2")))]
         _ => base(Base::BASE, task),
     }
 }
@@ -38,7 +38,7 @@ pub(crate) fn base<L: Lanes, T: Task>(lanes: L, task: T) -> T::Output {
     task.run(lanes)
 }
 
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
 #[target_feature(enable = "avx2,f16c")]
 #[inline(never)]
 pub(crate) unsafe fn avx2<T: Task>(task: T) -> T::Output {
@@ -46,7 +46,7 @@ pub(crate) unsafe fn avx2<T: Task>(task: T) -> T::Output {
     task.run(unsafe { crate::lanes::avx2::Avx2::assume() })
 }
 
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512bw,avx512dq")]
 #[inline(never)]
 pub(crate) unsafe fn avx512<T: Task>(task: T) -> T::Output {

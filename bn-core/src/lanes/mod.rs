@@ -12,9 +12,9 @@
 //! Everything here is `#[inline(always)]`: these bodies must end up inside the
 //! `#[target_feature]` shells of [`crate::dispatch`], or they would run as calls.
 
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
 pub(crate) mod avx2;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
 pub(crate) mod avx512;
 #[cfg(feature = "half")]
 pub(crate) mod half;
@@ -29,15 +29,9 @@ use core::ops::{Add, Mul, Sub};
 
 /// What every CPU of the target has: vectors; on bare metal without any, single lanes, for the sake of
 /// size. (`--cfg bn_single` has all tests run with them on any machine.)
-#[cfg(not(any(
-    bn_single,
-    all(target_os = "none", not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))
-)))]
+#[cfg(not(any(bn_single, all(target_os = "none", not(any(target_feature = "sse2", target_feature = "neon"))))))]
 pub(crate) use portable::Portable as Base;
-#[cfg(any(
-    bn_single,
-    all(target_os = "none", not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))
-))]
+#[cfg(any(bn_single, all(target_os = "none", not(any(target_feature = "sse2", target_feature = "neon")))))]
 pub(crate) use single::Single as Base;
 
 /// A token for one instruction set, and its two vector types.
