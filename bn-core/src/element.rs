@@ -64,8 +64,6 @@ pub(crate) mod sealed {
         /// # Safety
         /// As for `store`; `p` is aligned to the size of the vector.
         unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
-        /// Widens one element exactly.
-        fn get(self) -> Self::Compute;
     }
 
     macro_rules! native {
@@ -88,10 +86,6 @@ pub(crate) mod sealed {
                     // SAFETY: the caller's promise is the same.
                     unsafe { v.stream(p) }
                 }
-                #[inline(always)]
-                fn get(self) -> $t {
-                    self
-                }
             }
         };
     }
@@ -100,7 +94,7 @@ pub(crate) mod sealed {
 
     #[cfg(feature = "half")]
     macro_rules! half {
-        ($t:ty, $load:ident, $store:ident, $widen:ident) => {
+        ($t:ty, $load:ident, $store:ident) => {
             impl Storage for $t {
                 type Compute = f32;
                 type Vec<L: Lanes> = L::F32;
@@ -119,15 +113,11 @@ pub(crate) mod sealed {
                     // SAFETY: as above.
                     unsafe { L::$store::<true>(v, p.cast()) }
                 }
-                #[inline(always)]
-                fn get(self) -> f32 {
-                    crate::lanes::half::$widen(self.to_bits())
-                }
             }
         };
     }
     #[cfg(feature = "half")]
-    half!(half::f16, load_f16, store_f16, widen_f16);
+    half!(half::f16, load_f16, store_f16);
     #[cfg(feature = "half")]
-    half!(half::bf16, load_bf16, store_bf16, widen_bf16);
+    half!(half::bf16, load_bf16, store_bf16);
 }

@@ -4,7 +4,7 @@
 mod common;
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Error, Executor, GradSums, Gradients, Isa, IsaKind, Layout, Moments,
-    Momentum, Op, Prepared, Run, RunningStats, Serial, Shape, Statistics, Variance, merge_moments,
+    Momentum, Op, Output, Prepared, Run, RunningStats, Serial, Shape, Statistics, Variance, merge_moments,
 };
 use common::places;
 use common::problem::{Problem, Real, moment_bits, random, with_workspace};
@@ -1166,4 +1166,47 @@ fn isas_are_those_of_this_cpu() {
     let best = if avx512 { IsaKind::Avx512 } else { IsaKind::Avx2 };
     assert_eq!(Some(Isa::detect()), Isa::new(if avx2 { best } else { IsaKind::Portable }));
     assert_eq!(Isa::available().count(), 1 + avx2 as usize + avx512 as usize);
+}
+
+/// Each has its name, by which it is found where the CPU has it.
+#[test]
+fn isas_by_name() {
+    for (kind, name) in [(IsaKind::Portable, "portable"), (IsaKind::Avx2, "avx2"), (IsaKind::Avx512, "avx512")] {
+        assert_eq!(kind.name(), name);
+        assert_eq!(Isa::by_name(name), Isa::new(kind));
+        if let Some(isa) = Isa::new(kind) {
+            // SAFETY: the CPU has just been asked.
+            let assumed = unsafe { Isa::assume(kind) };
+            assert_eq!((assumed, isa.kind(), format!("{isa:?}").as_str()), (isa, kind, name));
+            assert_eq!(plan(Shape::dense(2, 3).unwrap()).with_isa(isa).isa(), isa);
+        }
+    }
+    assert!(["", "AVX2", "sse2", "avx"].iter().all(|name| Isa::by_name(name).is_none()));
+    assert_eq!(plan(Shape::dense(2, 3).unwrap()).isa(), Isa::detect());
+}
+
+/// No operation asks that of it, but whoever calls an executor may.
+#[test]
+fn serial_runs_every_ticket() {
+    for tickets in [0, 1, 5] {
+        let ran = AtomicUsize::new(0);
+        let thread = std::thread::current().id();
+        Serial.run(tickets, &|| {
+            assert_eq!(std::thread::current().id(), thread);
+            ran.fetch_add(1, Relaxed);
+        });
+        assert_eq!(ran.into_inner(), tickets);
+    }
+}
+
+/// An output has the room of what it was made from.
+#[test]
+fn outputs_have_room() {
+    for n in [0, 1, 5] {
+        let (mut room, mut uninit) = (vec![0f32; n], vec![core::mem::MaybeUninit::<f32>::uninit(); n]);
+        for output in [Output::from(&mut room[..]), Output::from(&mut uninit[..])] {
+            assert_eq!((output.len(), output.is_empty()), (n, n == 0));
+        }
+    }
+    assert_eq!(Output::from(&mut [0f64; 3]).len(), 3);
 }

@@ -143,4 +143,25 @@ fn refusals() {
         "the moments of channel 2 are of 5 values, expected those of this call's 4: for statistics over more than one \
          x there are backward_sums and backward_apply"
     );
+    assert_eq!(
+        Error::NotInvertible { channel: Some(1) }.to_string(),
+        "gamma of channel 1 is 0, expected one that x can be told from y with"
+    );
+    assert_eq!(
+        Error::NotInvertible { channel: None }.to_string(),
+        "the activation has no inverse, expected none, or a leaky ReLU of slope > 0"
+    );
+}
+
+/// In place dx is where dy was: there cannot be another one.
+#[test]
+fn no_dx_in_place() {
+    let bn = BatchNorm::<f32>::new(Shape::dense(4, 3).unwrap(), 1e-5).unwrap();
+    let moments = [Moments { count: 4, mean: 0.0, m2: 4.0 }; 3];
+    let (mut over, mut dx, mut dgamma, mut ws) = ([1.5; 12], [7.0; 12], [7.0; 3], [7; 1024]);
+    let output = Gradients { dx: Some((&mut dx).into()), dgamma: Some(&mut dgamma), ..Gradients::default() };
+    let run = Run::serial(&mut ws);
+    let r = bn.backward_from_output_in_place(&[1.0; 12], &mut over, Affine::NONE, &moments, output, run);
+    assert_eq!(r, Err(Error::Unused { what: "output.dx" }));
+    assert_eq!((over, dx, dgamma, ws), ([1.5; 12], [7.0; 12], [7.0; 3], [7; 1024]));
 }

@@ -123,6 +123,27 @@ fn weights_without_a_schedule() {
     assert_eq!([0, 1, 3].map(|n| cumulative.weight(n)), [1.0, 0.5, 0.25]);
 }
 
+/// Each framework's rule, for the moments 1 … 4: mean 2.5, variance 1.25 or, unbiased, 5/3.
+#[test]
+fn conventions() {
+    let moments = [Moments { count: 4, mean: 2.5, m2: 5.0 }];
+    for (rule, new, var) in [
+        (RunningStats::pytorch(0.25), 0.25, 5.0 / 3.0),
+        (RunningStats::burn(0.25), 0.25, 1.25),
+        (RunningStats::keras(0.25), 0.75, 1.25),
+        (RunningStats::onnx(0.25), 0.75, 1.25),
+    ] {
+        let (mut running_mean, mut running_var) = ([10.0], [20.0]);
+        rule.unwrap().update(&moments, &mut running_mean, &mut running_var, None).unwrap();
+        let close = |got: f64, expected: f64| (got - expected).abs() < 1e-14 * expected;
+        assert!(close(running_mean[0], (1.0 - new) * 10.0 + new * 2.5), "{rule:?}: {running_mean:?}");
+        assert!(close(running_var[0], (1.0 - new) * 20.0 + new * var), "{rule:?}: {running_var:?}");
+    }
+    for rule in [RunningStats::pytorch, RunningStats::burn, RunningStats::keras, RunningStats::onnx] {
+        assert_eq!(rule(1.5), Err(Error::Momentum { got: 1.5 }));
+    }
+}
+
 /// A training that is saved and loaded after every batch goes on as if it had not been.
 fn save_and_load<P: Real>(bound: f64) {
     let batches = batches(500, 2);

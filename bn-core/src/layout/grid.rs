@@ -265,17 +265,9 @@ impl Rows {
     fn new(rows: usize, channels: usize, adjacent: usize, lanes: usize) -> Self {
         let base = channels * adjacent;
         let mut fold = 1;
-        // At least three vectors wide; then whole vectors, if six suffice for that. (The widest row
-        // decides the smallest workspace.)
+        // At least three vectors wide. (The widest row decides the smallest workspace.)
         while base * fold < 3 * lanes {
             fold *= 2;
-        }
-        let narrow = fold;
-        while fold > 1 && !(base * fold).is_multiple_of(lanes) && base * fold * 2 <= 6 * lanes {
-            fold *= 2;
-        }
-        if !(base * fold).is_multiple_of(lanes) {
-            fold = narrow;
         }
         let folded = div(rows, fold);
         let visits = Visits::new(folded);

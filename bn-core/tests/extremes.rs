@@ -1,0 +1,129 @@
+//! Numbers at the ends of the range, subnormal, infinite and NaN, for which sums and constants take the slow paths: the
+//! same bits on every ISA, and (`--cfg bn_single`) element by element.
+
+mod common;
+use bn_core::{
+    Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
+};
+use common::{Number, Random, places};
+
+/// What the channels are like, in turn: factors of a normal distribution about a mean, and a value that stands in one
+/// place of each.
+const KINDS: [(f64, f64, Option<f64>); 14] = [
+    (0.0, 1.0, None),
+    (1e30, 1e28, None),
+    (-3e38, 1e37, None),
+    (0.0, 1e25, None),
+    (0.0, 1e-30, None),
+    (1e-39, 1e-40, None),
+    (0.0, 1e-155, None),
+    (0.0, 1e-161, None),
+    (1e300, 1e290, None),
+    (7.0, 0.0, None),
+    (1e5, 1e-2, Some(-1e5)),
+    (0.0, 1.0, Some(f64::INFINITY)),
+    (0.0, 1.0, Some(f64::NAN)),
+    (65000.0, 400.0, Some(f64::NEG_INFINITY)),
+];
+
+fn tensor<T: Number>(shape: Shape, first: usize, r: &mut Random) -> Vec<T> {
+    let mut out = vec![T::of(0.0); shape.len()];
+    for c in 0..shape.channels() {
+        let (mean, std, odd) = KINDS[(first + c) % KINDS.len()];
+        let at: Vec<usize> = places(shape, c).collect();
+        for &i in &at {
+            out[i] = T::of(mean + std * r.normal());
+        }
+        if let Some(v) = odd {
+            out[at[r.below(at.len())]] = T::of(v);
+        }
+    }
+    out
+}
+
+/// NaN are alike.
+fn bits<T: Copy + Into<f64>>(values: &[T]) -> Vec<u64> {
+    values.iter().map(|&v| v.into()).map(|v| if v.is_nan() { u64::MAX } else { v.to_bits() }).collect()
+}
+
+fn every<T: Number>(shape: Shape, epsilon: f64, activation: Activation, seed: u64) {
+    let (c, mut r) = (shape.channels(), Random(seed));
+    // Each kind of x beside each kind of dy in some channel of some shape.
+    let (x, dy) = (tensor::<T>(shape, seed as usize, &mut r), tensor::<T>(shape, 4 * seed as usize, &mut r));
+    let mut params = |low: f64| -> Vec<T::Param> { (0..c).map(|_| ((low + r.uniform()) as f32).into()).collect() };
+    let affine = (params(0.5), params(-0.5));
+    let mut expected: Option<Vec<Vec<u64>>> = None;
+    for isa in Isa::available() {
+        let bn = BatchNorm::<T>::new(shape, epsilon).unwrap().with_isa(isa).with_activation(activation).unwrap();
+        let (mut y, mut moments) = (vec![T::of(9.0); shape.len()], vec![Moments::EMPTY; c]);
+        let mut ws = vec![0; bn.workspace_best(Op::ForwardTraining, 1).max(bn.workspace_best(Op::Backward, 1))];
+        let by = Affine::new(&affine.0, &affine.1);
+        bn.forward_training(&x, None, by, &mut y[..], &mut moments, Run::serial(&mut ws)).unwrap();
+        let made = moments.iter().flat_map(|m| [m.mean, m.m2]).collect::<Vec<f64>>();
+        let mut got = vec![bits(&y), bits(&made)];
+        let trained = y.clone();
+        let narrow =
+            |of: fn(&Moments) -> f64| -> Vec<T::Param> { moments.iter().map(|m| (of(m) as f32).into()).collect() };
+        let (mean, var) = (narrow(|m| m.mean), narrow(Moments::variance));
+        bn.inference(&x, None, by, &mean, &var, &mut y[..], Run::serial(&mut ws)).unwrap();
+        got.push(bits(&y));
+        let (mean, var) = (&mean[..], &var[..]);
+        for statistics in
+            [Statistics::Batch(&moments), Statistics::Rounded { mean, var }, Statistics::Running { mean, var }]
+        {
+            let input = BackwardInput { x: &x, y: Some(&y), dy: &dy, gamma: Some(&affine.0), statistics };
+            let (mut dx, mut dgamma, mut dbeta) = (vec![T::of(9.0); shape.len()], affine.0.clone(), affine.0.clone());
+            let output = Gradients {
+                dx: Some((&mut dx[..]).into()),
+                dresidual: None,
+                dgamma: Some(&mut dgamma),
+                dbeta: Some(&mut dbeta),
+            };
+            bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+            got.extend([bits(&dx), bits(&dgamma), bits(&dbeta)]);
+        }
+        let expected = expected.get_or_insert_with(|| got.clone());
+        for (what, (got, expected)) in got.iter().zip(&*expected).enumerate() {
+            let other = got.iter().zip(expected).position(|(a, b)| a != b);
+            assert_eq!(other, None, "result {what} of {bn:?}, {}, seed {seed}", core::any::type_name::<T>());
+        }
+        // Every ISA has the same roots, which may all be wrong.
+        if T::CALCULATES && activation == Activation::Identity {
+            for (channel, m) in moments.iter().enumerate() {
+                let sigma = (m.variance() + epsilon).sqrt();
+                let (gamma, beta): (f64, f64) = (affine.0[channel].into(), affine.1[channel].into());
+                let z = |i: usize| -> f64 { gamma * ((x[i].into() - m.mean) / sigma) + beta };
+                let top = places(shape, channel).map(z).fold(1.0f64, |top, z| top.max(z.abs()));
+                for i in places(shape, channel).filter(|&i| z(i).is_finite() && sigma > 0.0 && sigma.is_finite()) {
+                    let trained: f64 = trained[i].into();
+                    let what = || format!("{trained:e}, expected {:e}: {bn:?}, element {i}, channel {channel}", z(i));
+                    assert!((trained - z(i)).abs() <= 1e-5 * top, "{}", what());
+                }
+            }
+        }
+        // A constant channel has no deviation, whatever stands in the others.
+        for channel in (0..c).filter(|c| KINDS[(seed as usize + c) % KINDS.len()].1 == 0.0) {
+            assert_eq!((moments[channel].mean, moments[channel].m2), (7.0, 0.0), "{bn:?}, channel {channel}");
+        }
+    }
+}
+
+fn shapes<T: Number>() {
+    let mut seed = 0;
+    for (n, c, s) in [(4, 28, 33), (3, 14, 16), (40, 14, 3), (500, 3, 1), (9, 70, 5), (2, 5, 600)] {
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let shape = Shape::new(layout, n, c, &[s]).unwrap();
+            for activation in [Activation::Identity, Activation::LeakyRelu { slope: 0.01 }] {
+                for epsilon in [1e-5, 0.0] {
+                    every::<T>(shape, epsilon, activation, seed);
+                    seed += 1;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_on_every_isa() {
+    every_type!(shapes());
+}
