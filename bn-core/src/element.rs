@@ -37,6 +37,7 @@ impl Element for half::bf16 {
 
 pub(crate) mod sealed {
     use super::*;
+    use crate::dispatch::Shells;
     pub use crate::stages::Stages;
 
     pub trait Sealed {}
@@ -44,7 +45,7 @@ pub(crate) mod sealed {
     impl Sealed for f64 {}
 
     /// How elements get into vectors and out of them.
-    pub trait Storage: Copy + 'static {
+    pub trait Storage: Shells + Copy + 'static {
         /// What the kernels calculate in.
         type Compute: Scalar;
         /// The vector of `Compute` on an ISA.

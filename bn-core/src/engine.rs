@@ -428,6 +428,7 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
+    type Element = E;
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
@@ -459,6 +460,7 @@ where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
+    type Element = E;
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {

@@ -2,7 +2,7 @@
 //! change bits); F16C is part of this level.
 
 use super::{Lanes, Vector, WINDOW32, WINDOW64, real};
-use crate::dispatch::{self, Task};
+use crate::dispatch::{Shells, Task};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -34,7 +34,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {
         // SAFETY: the token proves the features.
-        unsafe { dispatch::avx2(task) }
+        unsafe { T::Element::avx2(task) }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Lanes on AVX-512 (F, VL, BW, DQ): each virtual vector is one register.
 
 use super::{Lanes, Vector, real};
-use crate::dispatch::{self, Task};
+use crate::dispatch::{Shells, Task};
 #[cfg(target_arch = "x86")]
 use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +33,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {
         // SAFETY: the token proves the features.
-        unsafe { dispatch::avx512(task) }
+        unsafe { T::Element::avx512(task) }
     }
 
     #[inline(always)]

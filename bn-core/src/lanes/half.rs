@@ -110,6 +110,7 @@ mod tests {
         use crate::lanes::{Lanes, Vector};
         struct Convert([u16; 16]);
         impl Task for Convert {
+            type Element = f32;
             type Output = ([f32; 16], [f32; 16], [u16; 16], [u16; 16]);
             #[inline(always)]
             fn run<L: Lanes>(self, lanes: L) -> Self::Output {
@@ -127,6 +128,7 @@ mod tests {
         }
         struct Narrow([f32; 16]);
         impl Task for Narrow {
+            type Element = f32;
             type Output = [[u16; 16]; 2];
             #[inline(always)]
             fn run<L: Lanes>(self, lanes: L) -> Self::Output {

@@ -23,7 +23,7 @@ pub(crate) mod portable;
 pub(crate) mod single;
 
 use crate::activation::Rectifier;
-use crate::dispatch::{self, Task};
+use crate::dispatch::{Shells, Task};
 use crate::double::less;
 use core::ops::{Add, Mul, Sub};
 
@@ -50,7 +50,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Runs a task in a function of its own: for loops that need the registers to themselves.
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {
-        dispatch::base(self, task)
+        T::Element::base(self, task)
     }
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]

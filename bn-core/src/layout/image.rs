@@ -42,6 +42,7 @@ where
     E: Element,
     M: Map<E, I, J, K, O>,
 {
+    type Element = E;
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {

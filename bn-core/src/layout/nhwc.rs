@@ -485,6 +485,7 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
+    type Element = E;
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
