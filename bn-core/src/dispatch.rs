@@ -4,6 +4,8 @@
 //! `#[inline(always)]` cannot stand on a `#[target_feature]` function, and a function without the
 //! feature is not compiled for it unless it is inlined into one that has it. So the features stand
 //! here, at the top, and everything below is `#[inline(always)]`, closures included.
+//!
+//! `target_feature = "sse2"` is x86 with vectors: all of it but kernels, which have software floats.
 
 use crate::isa::{Isa, IsaKind};
 use crate::lanes::{Base, Lanes};
@@ -24,11 +26,11 @@ pub trait Shells {
     fn base<L: Lanes, T: Task>(lanes: L, task: T) -> T::Output;
     /// # Safety
     /// The CPU has the features.
-    #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+    #[cfg(target_feature = "sse2")]
     unsafe fn avx2<T: Task>(task: T) -> T::Output;
     /// # Safety
     /// As above.
-    #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+    #[cfg(target_feature = "sse2")]
     unsafe fn avx512<T: Task>(task: T) -> T::Output;
 }
 
@@ -38,12 +40,12 @@ pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
     match isa.kind() {
         IsaKind::Portable => T::Element::base(Base::BASE, task),
         // SAFETY: an `Isa` of this kind proves the features.
-        #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+        #[cfg(target_feature = "sse2")]
         IsaKind::Avx2 => unsafe { T::Element::avx2(task) },
         // SAFETY: as above.
-        #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+        #[cfg(target_feature = "sse2")]
         IsaKind::Avx512 => unsafe { T::Element::avx512(task) },
-        #[cfg(not(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2")))]
+        #[cfg(not(target_feature = "sse2"))]
         _ => T::Element::base(Base::BASE, task),
     }
 }
@@ -63,7 +65,7 @@ macro_rules! shells {
                 }
             }
 
-            #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+            #[cfg(target_feature = "sse2")]
             mod avx2 {
                 use crate::dispatch::Task;
                 use crate::lanes::avx2::Avx2;
@@ -76,7 +78,7 @@ macro_rules! shells {
                 }
             }
 
-            #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+            #[cfg(target_feature = "sse2")]
             mod avx512 {
                 use crate::dispatch::Task;
                 use crate::lanes::avx512::Avx512;
@@ -97,13 +99,13 @@ macro_rules! shells {
                 fn base<L: Lanes, T: Task>(lanes: L, task: T) -> T::Output {
                     base::run(lanes, task)
                 }
-                #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+                #[cfg(target_feature = "sse2")]
                 #[inline(always)]
                 unsafe fn avx2<T: Task>(task: T) -> T::Output {
                     // SAFETY: by the caller.
                     unsafe { avx2::run(task) }
                 }
-                #[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+                #[cfg(target_feature = "sse2")]
                 #[inline(always)]
                 unsafe fn avx512<T: Task>(task: T) -> T::Output {
                     // SAFETY: by the caller.

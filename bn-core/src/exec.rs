@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
     /// same phase.
     #[cfg(target_has_atomic = "ptr")]
     pub(crate) unsafe fn only(workspace: Shared<u64>, words: usize, width: usize, only: &'a Only<'a>) -> Self {
-        Run { workspace, words, width, pass: only_one, context: Context::Only(only), life: PhantomData }
+        Run { workspace, words, width: width.max(1), pass: only_one, context: Context::Only(only), life: PhantomData }
     }
 
     /// Words of workspace.

@@ -99,7 +99,7 @@ impl fmt::Debug for Isa {
 #[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]
 compile_error!("bn-core needs SSE2 on x86: x87 arithmetic rounds differently");
 
-#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+#[cfg(target_feature = "sse2")]
 fn supported(kind: IsaKind) -> bool {
     cpufeatures::new!(has_avx2, "avx2");
     cpufeatures::new!(has_avx512, "avx2", "avx512f", "avx512vl", "avx512bw", "avx512dq");
@@ -113,7 +113,7 @@ fn supported(kind: IsaKind) -> bool {
 /// `cpufeatures` does not know F16C: bit 29 of ECX in leaf 1. Its registers are those of AVX2, whose
 /// support by the operating system has been checked by then. The answer is kept, as under a
 /// hypervisor the question takes microseconds.
-#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+#[cfg(target_feature = "sse2")]
 fn has_f16c() -> bool {
     #[cfg(target_arch = "x86")]
     use core::arch::x86::__cpuid;
@@ -133,7 +133,7 @@ fn has_f16c() -> bool {
     answer == 1
 }
 
-#[cfg(not(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2")))]
+#[cfg(not(target_feature = "sse2"))]
 fn supported(kind: IsaKind) -> bool {
     kind == IsaKind::Portable
 }

@@ -190,11 +190,14 @@ macro_rules! stages {
                         return e.map::<$t, _, 3, 2, 5, 2>(op, &inputs.places, to, band, run);
                     }
                     let (all, [two @ .., _], [one @ .., _]) = (&inputs.places, &inputs.places, to);
+                    if !op.inverse.plain {
+                        let op = &op.undoing();
+                        return match both {
+                            false => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
+                            true => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
+                        };
+                    }
                     match (inputs.masked, both) {
-                        _ if !op.inverse.plain => match both {
-                            false => e.map::<$t, _, 2, 2, 5, 1>(&op.undoing(), two, one, band, run),
-                            true => e.map::<$t, _, 2, 2, 5, 2>(&op.undoing(), two, to, band, run),
-                        },
                         (false, false) => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
                         (false, true) => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
                         (true, false) => e.map::<$t, _, 3, 2, 5, 1>(op, all, one, band, run),

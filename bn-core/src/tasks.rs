@@ -83,7 +83,7 @@ impl<'a, T: Element> Tasks<'a, T> {
     /// The operands have been checked.
     fn new(bn: &BatchNorm<T>, call: Call<'a, T>, width: usize, workspace: &'a mut [u64]) -> Self {
         let (words, workspace) = (workspace.len(), Shared(workspace.as_mut_ptr()));
-        let (progress, width) = (Progress::default(), width.max(1));
+        let progress = Progress::default();
         let mut tasks =
             Tasks { bn: *bn, call, workspace, words, width, index: 0, phase: None, progress, life: PhantomData };
         tasks.phase = tasks.walk(None);

@@ -6,8 +6,8 @@ use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Error, Executor, GradSums, Gradients, Isa, IsaKind, Layout, Moments,
     Momentum, Op, Output, Prepared, Run, RunningStats, Serial, Shape, Statistics, Variance, merge_moments,
 };
-use common::places;
 use common::problem::{Problem, Real, moment_bits, random, with_workspace};
+use common::{Threads, places};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// What outputs hold before a call: no result of these tests.
@@ -1046,22 +1046,6 @@ impl Executor for Faulty {
         for _ in 0..run {
             task();
         }
-    }
-}
-
-/// One scoped thread per ticket.
-struct Threads(usize);
-
-impl Executor for Threads {
-    fn width(&self) -> usize {
-        self.0
-    }
-    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
-        std::thread::scope(|s| {
-            for _ in 0..tickets {
-                s.spawn(task);
-            }
-        });
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
 };
-use common::{Number, Random, places};
+use common::{Number, Random, number_bits, places};
 
 /// What the channels are like, in turn: factors of a normal distribution about a mean, and a value that stands in one
 /// place of each.
@@ -41,9 +41,8 @@ fn tensor<T: Number>(shape: Shape, first: usize, r: &mut Random) -> Vec<T> {
     out
 }
 
-/// NaN are alike.
 fn bits<T: Copy + Into<f64>>(values: &[T]) -> Vec<u64> {
-    values.iter().map(|&v| v.into()).map(|v| if v.is_nan() { u64::MAX } else { v.to_bits() }).collect()
+    values.iter().map(|&v| number_bits(v)).collect()
 }
 
 fn every<T: Number>(shape: Shape, epsilon: f64, activation: Activation, seed: u64) {

@@ -10,7 +10,7 @@ mod common;
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Op, Prepared, Run, Shape, Statistics,
 };
-use common::{Number, Random, places};
+use common::{Number, Random, number_bits, places};
 use core::fmt::Debug;
 
 /// A sum in T. (That of two f32 in f64, rounded to f32, is rounded once; so is their product.)
@@ -24,8 +24,7 @@ fn times<T: Number>(a: T, slope: f64) -> T {
 
 /// NaN are alike, and so are zeros where the kernels calculate in another type.
 fn bits<T: Number>(v: T) -> u64 {
-    let v: f64 = v.into();
-    if v.is_nan() { u64::MAX } else { (if T::CALCULATES { v } else { v + 0.0 }).to_bits() }
+    number_bits(if T::CALCULATES { v.into() } else { v.into() + 0.0 })
 }
 
 const ACTIVATIONS: [Activation; 6] = [

@@ -180,7 +180,7 @@ fn training<T: Real>(case: &Case, isa: Isa, worst: &mut Worst) {
     let b = p.backward(isa, &y, Statistics::Rounded { mean: &mean, var: &var });
     for (c, ch) in exact.channels.iter().enumerate() {
         let bound = bound::<T>(ch) + 4.0 * T::ROUNDING;
-        let extra = T::ROUNDING + (bound / 2.0);
+        let extra = T::ROUNDING + bound / 2.0;
         for i in at(c) {
             let far = 1.0 + ((p.x[i].wide() - ch.mean) * ch.inverse_std()).powi(2);
             worst.check("rounded dx", &(name, i), b.dx[i].wide(), case.dx[i], bound * far * reference.spread[c]);

@@ -11,22 +11,10 @@ use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Executor, GradSums, Gradients, Isa, Layout, Moments, Op, Prepared,
     Run, Serial, Shape, Statistics, Stride, Strides, raw,
 };
-use common::{Number, Random, place, places, stride};
+use common::{Number, Random, Turns, number_bits, place, places, stride};
 use pages::{At, Guarded, Runs};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-
-/// Takes the tickets of a call in turn.
-struct Turns(usize);
-
-impl Executor for Turns {
-    fn width(&self) -> usize {
-        self.0
-    }
-    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
-        (0..tickets).for_each(|_| task());
-    }
-}
 
 /// Dense operands.
 struct Problem<T: Number> {
@@ -82,8 +70,7 @@ struct Results(Vec<(&'static str, Vec<u64>)>);
 
 impl Results {
     fn add<T: Copy + Into<f64>>(&mut self, name: &'static str, values: &[T]) {
-        let bits = |v: f64| if v.is_nan() { u64::MAX } else { v.to_bits() };
-        self.0.push((name, values.iter().map(|&v| bits(v.into())).collect()));
+        self.0.push((name, values.iter().map(|&v| number_bits(v)).collect()));
     }
     fn moments(&mut self, name: &'static str, moments: &[Moments]) {
         let flat: Vec<f64> = moments.iter().flat_map(|m| [m.count as f64, m.mean, m.m2]).collect();

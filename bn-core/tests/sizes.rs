@@ -4,11 +4,10 @@
 
 mod common;
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Executor, GradSums, Gradients, Isa, Layout, Moments, Op, Run, Shape,
-    Statistics,
+    Activation, Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
 };
 use common::problem::{Problem, Real, Worst, compare, random, with_workspace};
-use common::{Number, Random};
+use common::{Number, Random, Threads, same};
 
 /// Around lanes (8 of f64, 16 of f32), two and four of them, and the small images of networks.
 const LANES: [usize; 22] = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 127, 128, 129];
@@ -120,24 +119,6 @@ fn more_blocks_than_cells() {
     both(Layout::Nchw, 5, 2, 1024 * 34);
 }
 
-/// One scoped thread for each ticket.
-struct Threads(usize);
-
-impl Executor for Threads {
-    fn width(&self) -> usize {
-        self.0
-    }
-    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
-        std::thread::scope(|s| (0..tickets).for_each(|_| drop(s.spawn(task))));
-    }
-}
-
-/// The same bits, all NaN alike.
-fn same<T: Number>(a: &[T], b: &[T]) -> bool {
-    let bits = |v: f64| if v.is_nan() { u64::MAX } else { v.to_bits() };
-    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| bits(a.into()) == bits(b.into()))
-}
-
 /// The stages that write tensors, on data that is the same all over again, so that a long run can be had in parts.
 struct Long<T: Number> {
     shape: Shape,
@@ -211,7 +192,12 @@ fn long_run<T: Number>(layout: Layout, n: usize, c: usize, s: usize, few: usize,
         expected.iter_mut().zip(part).for_each(|(all, part)| all.extend(part));
     }
     for isa in Isa::available() {
-        for (threads, skip) in if fused { [(1, 4), (3, 0)] } else { [(1, 12), (3, 7)] } {
+        let runs: &[(usize, usize)] = match size_of::<T>() {
+            _ if fused => &[(1, 4), (3, 0)],
+            4 => &[(1, 0), (1, 4), (1, 7), (1, 12), (3, 7)],
+            _ => &[(1, 12), (3, 7)],
+        };
+        for &(threads, skip) in runs {
             let got = p.part(isa, threads, 0, n, skip);
             let what = (core::any::type_name::<T>(), shape, isa, threads, fused);
             assert!(
@@ -229,6 +215,7 @@ fn long_run<T: Number>(layout: Layout, n: usize, c: usize, s: usize, few: usize,
 fn long_runs_have_the_bits_of_short_ones() {
     for (layout, n, c, s, few) in [
         (Layout::Nhwc, 1600, 2048, 1, 37),
+        (Layout::Nhwc, 3100, 1024, 1, 37),
         (Layout::Nhwc, 3100, 1000, 1, 37),
         (Layout::Nchw, 12, 4, 70_001, 1),
         // Images that begin alike in a cache line, two at once, and that do not.

@@ -4,7 +4,7 @@
 mod common;
 use bn_core::{Affine, BackwardInput, BatchNorm, Executor, Gradients, Isa, Layout, Op, Run, Serial, Shape, Statistics};
 use bn_core::{Stride, Strides};
-use common::Number;
+use common::{Number, Turns, same};
 
 /// Bytes of a call's operands that are stored past the caches, and not in its parts.
 const LARGE: usize = 23 << 20;
@@ -12,26 +12,9 @@ const LARGE: usize = 23 << 20;
 /// What lies between the elements, and no result is. (Every type has it.)
 const GAP: f64 = 1024.0;
 
-/// So many tickets, one after the other.
-struct Tickets(usize);
-
-impl Executor for Tickets {
-    fn width(&self) -> usize {
-        self.0
-    }
-    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
-        (0..tickets).for_each(|_| task());
-    }
-}
-
 /// One after the other, with a period that no plane has.
 fn values<T: Number>(n: usize) -> Vec<T> {
     (0..n).map(|i| T::of((i % 61) as f64 - 20.0)).collect()
-}
-
-fn same<T: Number>(a: &[T], b: &[T]) -> bool {
-    let bits = |v: &T| -> u64 { (*v).into().to_bits() };
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| bits(a) == bits(b))
 }
 
 /// Inference over planes of one channel.
@@ -62,7 +45,7 @@ fn pieces<T: Number>() {
     let expected = in_parts(&x);
     for isa in isas() {
         let bn = BatchNorm::<T>::new(Shape::nchw(1, 1, &[n]).unwrap(), 1e-3).unwrap().with_isa(isa);
-        for executor in [&Serial as &dyn Executor, &Tickets(3)] {
+        for executor in [&Serial as &dyn Executor, &Turns(3)] {
             let mut y = vec![T::of(GAP); n];
             inference(&bn, &x, &mut y, executor);
             assert!(same(&y, &expected), "{bn:?}, {} wide", executor.width());

@@ -61,17 +61,8 @@ const ACTIVATIONS: [Activation; 4] = [
     Activation::Clamp { lo: -0.5, hi: 1.5 },
 ];
 
-/// Which statistics a backward pass goes by.
-#[derive(Clone, Copy, Debug)]
-enum Through {
-    Batch,
-    Rounded,
-    Running,
-}
-
 struct Problem<T: Number> {
     bn: BatchNorm<T>,
-    through: Through,
     x: Vec<T>,
     residual: Option<Vec<T>>,
     dy: Vec<T>,
@@ -87,8 +78,8 @@ struct Results<T: Number> {
     inference: Vec<T>,
     moments: Vec<Moments>,
     gradients: Made<T>,
-    /// Of the call that needs no x, where the activation can be undone.
-    from_output: Option<Made<T>>,
+    /// With rounded and running statistics; and of the call that needs no x, where the activation can be undone.
+    others: Vec<Made<T>>,
 }
 
 /// What a backward pass writes.
@@ -129,7 +120,7 @@ impl<T: Number<Param: Real>> Results<T> {
             inference: zeros,
             moments: vec![Moments::EMPTY; c],
             gradients: Made::new(n, c),
-            from_output: None,
+            others: Vec::new(),
         }
     }
 }
@@ -162,9 +153,8 @@ impl<T: Number<Param: Real>> Problem<T> {
         let far = if T::of(30.0 + 1e-3) == T::of(30.0) { 3.0 } else { 30.0 };
         let x = random.values(shape.len(), far);
         Problem {
-            // Each activation with a residual and without, and with each kind of statistics.
+            // Each activation with a residual and without.
             bn: bn.with_activation(ACTIVATIONS[seed as usize % 4]).unwrap(),
-            through: [Through::Batch, Through::Rounded, Through::Running][seed as usize % 3],
             x,
             residual: (seed % 5 % 2 == 1).then(|| random.values(shape.len(), -1.0)),
             dy: random.values(shape.len(), -0.5),
@@ -175,21 +165,9 @@ impl<T: Number<Param: Real>> Problem<T> {
         }
     }
 
-    /// What the backward pass reads and writes.
-    fn backward<'a>(&'a self, r: &'a mut Results<T>) -> (BackwardInput<'a, T>, Gradients<'a, T>) {
-        let (mean, var) = (&self.mean[..], &self.var[..]);
-        let input = BackwardInput {
-            x: &self.x,
-            y: Some(&r.y),
-            dy: &self.dy,
-            gamma: Some(&self.gamma),
-            statistics: match self.through {
-                Through::Batch => Statistics::Batch(&r.moments),
-                Through::Rounded => Statistics::Rounded { mean, var },
-                Through::Running => Statistics::Running { mean, var },
-            },
-        };
-        (input, r.gradients.all(self.residual.is_some()))
+    /// What a backward pass reads.
+    fn input<'a>(&'a self, y: &'a [T], statistics: Statistics<'a, T::Param>) -> BackwardInput<'a, T> {
+        BackwardInput { x: &self.x, y: Some(y), dy: &self.dy, gamma: Some(&self.gamma), statistics }
     }
 
     /// Whether there is a backward pass from the output.
@@ -222,20 +200,27 @@ impl<T: Number<Param: Real>> Problem<T> {
         bn.inference(&self.x, residual, affine, &self.mean, &self.var, &mut r.inference[..], run).unwrap();
         let mut memory = workspace(Op::Backward);
         let run = Run::on(executor, &mut memory);
-        let (input, output) = self.backward(&mut r);
-        bn.backward(input, output, run).unwrap();
+        let output = r.gradients.all(self.residual.is_some());
+        bn.backward(self.input(&r.y, Statistics::Batch(&r.moments)), output, run).unwrap();
         r
     }
 
-    /// The same, and the call that needs no x.
+    /// The same, and the other backward passes.
     fn run_all(&self, executor: &dyn Executor, words: Words) -> Results<T> {
-        let mut r = self.run(executor, words);
+        let (bn, mut r) = (&self.bn, self.run(executor, words));
+        let mut memory = self.workspace(Op::Backward, words, executor.width());
+        let made = || Made::new(self.x.len(), self.gamma.len());
+        let (mean, var) = (&self.mean[..], &self.var[..]);
+        for statistics in [Statistics::Rounded { mean, var }, Statistics::Running { mean, var }] {
+            let (mut made, run) = (made(), Run::on(executor, &mut memory));
+            bn.backward(self.input(&r.y, statistics), made.all(self.residual.is_some()), run).unwrap();
+            r.others.push(made);
+        }
         if self.invertible() {
-            let mut memory = self.workspace(Op::Backward, words, executor.width());
-            let (run, affine) = (Run::on(executor, &mut memory), Affine::new(&self.gamma, &self.beta));
-            let mut made = Made::new(self.x.len(), self.gamma.len());
-            self.bn.backward_from_output(&r.y, &self.dy, affine, &r.moments, made.all(false), run).unwrap();
-            r.from_output = Some(made);
+            let (mut made, run) = (made(), Run::on(executor, &mut memory));
+            let affine = Affine::new(&self.gamma, &self.beta);
+            bn.backward_from_output(&r.y, &self.dy, affine, &r.moments, made.all(false), run).unwrap();
+            r.others.push(made);
         }
         r
     }
@@ -251,7 +236,8 @@ impl<T: Number<Param: Real>> Problem<T> {
         let y = &mut r.inference[..];
         schedule(bn.inference_tasks(&self.x, residual, affine, &self.mean, &self.var, y, width, &mut memory).unwrap());
         let mut memory = self.workspace(Op::Backward, Words::Best, width);
-        let (input, output) = self.backward(&mut r);
+        let (input, output) =
+            (self.input(&r.y, Statistics::Batch(&r.moments)), r.gradients.all(self.residual.is_some()));
         schedule(bn.backward_tasks(input, output, width, &mut memory).unwrap());
         r
     }
@@ -281,14 +267,14 @@ impl<T: Number<Param: Real>> Problem<T> {
     }
 
     fn compare(&self, got: &Results<T>, expected: &Results<T>, how: &str) {
-        let (shape, activation, through) = (self.bn.shape(), self.bn.activation(), self.through);
-        let context = format!("{shape:?} {activation:?} {through:?} {how}");
+        let context = format!("{:?} {:?} {how}", self.bn.shape(), self.bn.activation());
         for (what, got, expected) in [("y", &got.y, &expected.y), ("inference", &got.inference, &expected.inference)] {
             assert_eq!(difference(got, expected), None, "{context}: {what}");
         }
         assert_eq!(got.gradients.difference(&expected.gradients), None, "{context}");
-        if let (Some(got), Some(expected)) = (&got.from_output, &expected.from_output) {
-            assert_eq!(got.difference(expected), None, "{context}: from the output");
+        for (which, (got, expected)) in got.others.iter().zip(&expected.others).enumerate() {
+            let which = ["rounded statistics", "running statistics", "from the output"][which];
+            assert_eq!(got.difference(expected), None, "{context}: {which}");
         }
         assert_eq!(moment_bits(&got.moments), moment_bits(&expected.moments), "{context}: moments");
     }

@@ -12,9 +12,9 @@
 //! Everything here is `#[inline(always)]`: these bodies must end up inside the
 //! `#[target_feature]` shells of [`crate::dispatch`], or they would run as calls.
 
-#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+#[cfg(target_feature = "sse2")]
 pub(crate) mod avx2;
-#[cfg(all(any(target_arch = "x86", target_arch = "x86_64"), target_feature = "sse2"))]
+#[cfg(target_feature = "sse2")]
 pub(crate) mod avx512;
 #[cfg(feature = "half")]
 pub(crate) mod half;

@@ -4,7 +4,7 @@
 
 pub mod problem;
 
-use bn_core::{Element, Layout, Shape, Stride};
+use bn_core::{Element, Executor, Layout, Shape, Stride};
 use core::fmt::Debug;
 
 /// An element type: f32, f64, and with feature `half` f16 and bf16.
@@ -40,6 +40,41 @@ macro_rules! every_type {
             $f::<half::bf16>($($argument),*);
         }
     };
+}
+
+/// A number's bits, all NaN alike: their payloads are no promise.
+pub fn number_bits(v: impl Into<f64>) -> u64 {
+    let v = v.into();
+    if v.is_nan() { u64::MAX } else { v.to_bits() }
+}
+
+/// Whether both have the same bits.
+pub fn same<T: Number>(a: &[T], b: &[T]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| number_bits(a) == number_bits(b))
+}
+
+/// Takes the tickets of a call in turn.
+pub struct Turns(pub usize);
+
+impl Executor for Turns {
+    fn width(&self) -> usize {
+        self.0
+    }
+    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
+        (0..tickets).for_each(|_| task());
+    }
+}
+
+/// One scoped thread for each ticket.
+pub struct Threads(pub usize);
+
+impl Executor for Threads {
+    fn width(&self) -> usize {
+        self.0
+    }
+    fn run(&self, tickets: usize, task: &(dyn Fn() + Sync)) {
+        std::thread::scope(|s| (0..tickets).for_each(|_| drop(s.spawn(task))));
+    }
 }
 
 /// The places of a channel's elements, in order of image and position.
