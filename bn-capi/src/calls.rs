@@ -89,11 +89,12 @@ pub(crate) unsafe fn forward_training<T: Element>(
     y: *mut c_void,
     moments: *mut batchnorm_moments,
 ) -> Done {
-    let mut to = plan.operands();
-    let at = Forward { x: plan.x(&mut to, x)?, residual: plan.residual(&mut to, residual)?, y: plan.y(&mut to, y)? };
-    let affine = AffineArrays::new(plan, &mut to, gamma, beta)?;
-    let moments: Array<Moments> = plan.array_mut(&mut to, moments.cast())?;
-    let workspace = plan.ready(to, Op::ForwardTraining)?;
+    let ((at, affine, moments), workspace) = plan.noted(Op::ForwardTraining, |to| {
+        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let affine = AffineArrays::new(plan, to, gamma, beta)?;
+        let moments: Array<Moments> = plan.array_mut(to, moments.cast())?;
+        Ok((at, affine, moments))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::ForwardTraining, workspace, |run| {
@@ -112,11 +113,12 @@ pub(crate) unsafe fn forward_inference<T: Element>(
     running_var: *const c_void,
     y: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let at = Forward { x: plan.x(&mut to, x)?, residual: plan.residual(&mut to, residual)?, y: plan.y(&mut to, y)? };
-    let affine = AffineArrays::new(plan, &mut to, gamma, beta)?;
-    let (mean, var) = (plan.array(&mut to, running_mean)?, plan.array(&mut to, running_var)?);
-    let workspace = plan.ready(to, Op::Inference)?;
+    let ((at, affine, mean, var), workspace) = plan.noted(Op::Inference, |to| {
+        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let affine = AffineArrays::new(plan, to, gamma, beta)?;
+        let (mean, var) = (plan.array(to, running_mean)?, plan.array(to, running_var)?);
+        Ok((at, affine, mean, var))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::Inference, workspace, |run| raw::inference(&plan.bn, at, affine.get(), mean.get(), var.get(), run))
@@ -147,10 +149,11 @@ pub(crate) unsafe fn apply<T: Element<Param = f32>>(
     prepared: *const batchnorm_prepared,
     y: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let at = Forward { x: plan.x(&mut to, x)?, residual: plan.residual(&mut to, residual)?, y: plan.y(&mut to, y)? };
-    let prepared: Array<Prepared<f32>> = plan.array(&mut to, prepared.cast())?;
-    let workspace = plan.ready(to, Op::Inference)?;
+    let ((at, prepared), workspace) = plan.noted(Op::Inference, |to| {
+        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let prepared: Array<Prepared<f32>> = plan.array(to, prepared.cast())?;
+        Ok((at, prepared))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe { plan.run(Op::Inference, workspace, |run| raw::apply(&plan.bn, at, prepared.get(), run)) }
 }
@@ -167,12 +170,13 @@ pub(crate) unsafe fn backward<T: Element>(
     dgamma: *mut c_void,
     dbeta: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let (x, y, dy) = (plan.x(&mut to, x)?, plan.y_read(&mut to, y)?, plan.dy(&mut to, dy)?);
-    let gamma = plan.optional(&mut to, gamma)?;
-    let moments: Array<Moments> = plan.array(&mut to, moments.cast())?;
-    let output = GradientArrays::new(plan, &mut to, dx, dresidual, dgamma, dbeta)?;
-    let workspace = plan.ready(to, Op::Backward)?;
+    let ((x, y, dy, gamma, moments, output), workspace) = plan.noted(Op::Backward, |to| {
+        let (x, y, dy) = (plan.x(to, x)?, plan.y_read(to, y)?, plan.dy(to, dy)?);
+        let gamma = plan.optional(to, gamma)?;
+        let moments: Array<Moments> = plan.array(to, moments.cast())?;
+        let output = GradientArrays::new(plan, to, dx, dresidual, dgamma, dbeta)?;
+        Ok((x, y, dy, gamma, moments, output))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         let statistics = Statistics::Batch(moments.get());
@@ -194,12 +198,13 @@ pub(crate) unsafe fn backward_inference<T: Element>(
     dgamma: *mut c_void,
     dbeta: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let (x, y, dy) = (plan.x(&mut to, x)?, plan.y_read(&mut to, y)?, plan.dy(&mut to, dy)?);
-    let gamma = plan.optional(&mut to, gamma)?;
-    let (mean, var) = (plan.array(&mut to, running_mean)?, plan.array(&mut to, running_var)?);
-    let output = GradientArrays::new(plan, &mut to, dx, dresidual, dgamma, dbeta)?;
-    let workspace = plan.ready(to, Op::Backward)?;
+    let ((x, y, dy, gamma, mean, var, output), workspace) = plan.noted(Op::Backward, |to| {
+        let (x, y, dy) = (plan.x(to, x)?, plan.y_read(to, y)?, plan.dy(to, dy)?);
+        let gamma = plan.optional(to, gamma)?;
+        let (mean, var) = (plan.array(to, running_mean)?, plan.array(to, running_var)?);
+        let output = GradientArrays::new(plan, to, dx, dresidual, dgamma, dbeta)?;
+        Ok((x, y, dy, gamma, mean, var, output))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         let statistics = Statistics::Running { mean: mean.get(), var: var.get() };
@@ -219,12 +224,13 @@ pub(crate) unsafe fn backward_from_output<T: Element>(
     dgamma: *mut c_void,
     dbeta: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let (y, dy) = (plan.y_needed(&mut to, y)?, plan.dy(&mut to, dy)?);
-    let affine = AffineArrays::new(plan, &mut to, gamma, beta)?;
-    let moments: Array<Moments> = plan.array(&mut to, moments.cast())?;
-    let output = GradientArrays::new(plan, &mut to, dx, core::ptr::null_mut(), dgamma, dbeta)?;
-    let workspace = plan.ready(to, Op::Backward)?;
+    let ((y, dy, affine, moments, output), workspace) = plan.noted(Op::Backward, |to| {
+        let (y, dy) = (plan.y_needed(to, y)?, plan.dy(to, dy)?);
+        let affine = AffineArrays::new(plan, to, gamma, beta)?;
+        let moments: Array<Moments> = plan.array(to, moments.cast())?;
+        let output = GradientArrays::new(plan, to, dx, core::ptr::null_mut(), dgamma, dbeta)?;
+        Ok((y, dy, affine, moments, output))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::Backward, workspace, |run| {
@@ -238,10 +244,11 @@ pub(crate) unsafe fn moments_accumulate<T: Element>(
     x: *const c_void,
     moments: *mut batchnorm_moments,
 ) -> Done {
-    let mut to = plan.operands();
-    let x = plan.x(&mut to, x)?;
-    let moments: Array<Moments> = plan.array_mut(&mut to, moments.cast())?;
-    let workspace = plan.ready(to, Op::ForwardTraining)?;
+    let ((x, moments), workspace) = plan.noted(Op::ForwardTraining, |to| {
+        let x = plan.x(to, x)?;
+        let moments: Array<Moments> = plan.array_mut(to, moments.cast())?;
+        Ok((x, moments))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe { plan.run(Op::ForwardTraining, workspace, |run| raw::moments(&plan.bn, x, moments.get_mut(), run)) }
 }
@@ -268,11 +275,12 @@ pub(crate) unsafe fn normalize<T: Element>(
     moments: *const batchnorm_moments,
     y: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let at = Forward { x: plan.x(&mut to, x)?, residual: plan.residual(&mut to, residual)?, y: plan.y(&mut to, y)? };
-    let affine = AffineArrays::new(plan, &mut to, gamma, beta)?;
-    let moments: Array<Moments> = plan.array(&mut to, moments.cast())?;
-    let workspace = plan.ready(to, Op::ForwardTraining)?;
+    let ((at, affine, moments), workspace) = plan.noted(Op::ForwardTraining, |to| {
+        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let affine = AffineArrays::new(plan, to, gamma, beta)?;
+        let moments: Array<Moments> = plan.array(to, moments.cast())?;
+        Ok((at, affine, moments))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::ForwardTraining, workspace, |run| raw::normalize(&plan.bn, at, affine.get(), moments.get(), run))
@@ -287,11 +295,12 @@ pub(crate) unsafe fn backward_sums<T: Element>(
     moments: *const batchnorm_moments,
     sums: *mut batchnorm_sums,
 ) -> Done {
-    let mut to = plan.operands();
-    let (x, y, dy) = (plan.x(&mut to, x)?, plan.y_read(&mut to, y)?, plan.dy(&mut to, dy)?);
-    let moments: Array<Moments> = plan.array(&mut to, moments.cast())?;
-    let sums: Array<GradSums> = plan.array_mut(&mut to, sums.cast())?;
-    let workspace = plan.ready(to, Op::Backward)?;
+    let ((x, y, dy, moments, sums), workspace) = plan.noted(Op::Backward, |to| {
+        let (x, y, dy) = (plan.x(to, x)?, plan.y_read(to, y)?, plan.dy(to, dy)?);
+        let moments: Array<Moments> = plan.array(to, moments.cast())?;
+        let sums: Array<GradSums> = plan.array_mut(to, sums.cast())?;
+        Ok((x, y, dy, moments, sums))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         let at = Backward { x, y, dy, gamma: None, statistics: Statistics::Batch(moments.get()) };
@@ -310,14 +319,15 @@ pub(crate) unsafe fn backward_apply<T: Element>(
     dx: *mut c_void,
     dresidual: *mut c_void,
 ) -> Done {
-    let mut to = plan.operands();
-    let (x, y, dy) = (plan.x(&mut to, x)?, plan.y_read(&mut to, y)?, plan.dy(&mut to, dy)?);
-    let gamma = plan.optional(&mut to, gamma)?;
-    let moments: Array<Moments> = plan.array(&mut to, moments.cast())?;
-    let sums: Array<GradSums> = plan.array(&mut to, sums.cast())?;
-    let none = core::ptr::null_mut();
-    let output = GradientArrays::new(plan, &mut to, dx, dresidual, none, none)?;
-    let workspace = plan.ready(to, Op::Backward)?;
+    let ((x, y, dy, gamma, moments, sums, output), workspace) = plan.noted(Op::Backward, |to| {
+        let (x, y, dy) = (plan.x(to, x)?, plan.y_read(to, y)?, plan.dy(to, dy)?);
+        let gamma = plan.optional(to, gamma)?;
+        let moments: Array<Moments> = plan.array(to, moments.cast())?;
+        let sums: Array<GradSums> = plan.array(to, sums.cast())?;
+        let none = core::ptr::null_mut();
+        let output = GradientArrays::new(plan, to, dx, dresidual, none, none)?;
+        Ok((x, y, dy, gamma, moments, sums, output))
+    })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         let statistics = Statistics::Batch(moments.get());

@@ -106,6 +106,8 @@ pub(crate) struct Plan<T: Element> {
 impl<T: Element> Plan<T> {
     /// # Safety
     /// The descriptor's executor is NULL or valid.
+    // A function of its own: what a plan is made from is not on the stack while it is used.
+    #[inline(never)]
     pub(crate) unsafe fn new(desc: &batchnorm_desc) -> Result<Self, Refused> {
         let layout = match desc.layout {
             BATCHNORM_NCHW => Layout::Nchw,
@@ -227,19 +229,27 @@ impl<T: Element> Plan<T> {
         to.optional(ptr, self.channels(), true)
     }
 
-    /// Notes the workspace, of which no more is used than helps, checks that the buffers are apart, and
+    /// Notes the buffers of a call, and the workspace, of which no more is used than helps; checks that they are apart, and
     /// hands out the workspace, if there is one.
-    pub(crate) fn ready(&self, mut operands: Operands, op: Op) -> Result<Option<Array<u64>>, Refused> {
+    // A function of its own: the list of buffers is not on the stack while the call runs (300 bytes).
+    #[inline(never)]
+    pub(crate) fn noted<R>(
+        &self,
+        op: Op,
+        note: impl FnOnce(&mut Operands) -> Result<R, Refused>,
+    ) -> Result<(R, Option<Array<u64>>), Refused> {
+        let mut operands = self.operands();
+        let noted = note(&mut operands)?;
         let words = self.words.min(self.bn.workspace_best(op, self.width()));
         let workspace = operands.optional(self.workspace, words, true)?;
         operands.apart()?;
-        Ok(workspace)
+        Ok((noted, workspace))
     }
 
     /// Runs the call.
     ///
     /// # Safety
-    /// The workspace is [`Self::ready`]'s.
+    /// The workspace is [`Self::noted`]'s.
     pub(crate) unsafe fn run(
         &self,
         op: Op,

@@ -6,7 +6,7 @@ use crate::double::{is_below, is_zero, sqrt};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
-use crate::exec::{Run, Shared};
+use crate::exec::{Failed, Run, Shared};
 use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
 use crate::kernel::backward_sums::GradientSums;
@@ -18,7 +18,7 @@ use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
 use crate::moments::{GradSums, Moments};
 use crate::shape::Operand;
-use crate::stages::Backward;
+use crate::stages::{Backward, Outputs};
 
 /// The statistics that a forward pass used, which decide what its gradient is.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_whole_backward(&input, &output, run.words())?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_at(&self.view(&input, input.dy.as_ptr()), output.targets(), &mut run) }
+        unsafe { self.backward_at(&self.view(&input, input.dy.as_ptr()), &output.targets(), &mut run)? };
+        Ok(())
     }
 
     /// [`backward`](Self::backward) with dx over dy; `input.dy` and `output.dx` are not used and must
@@ -133,9 +134,10 @@ impl<T: Element> BatchNorm<T> {
         }
         // One address for both: another borrow would end the first.
         let p = dy_to_dx.as_mut_ptr();
-        let targets = Targets { dx: Some(p), ..output.targets() };
+        let targets = Targets { dx: Shared(p), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&self.view(&input, p), targets, &mut run) }
+        unsafe { self.backward_at(&self.view(&input, p), &targets, &mut run)? };
+        Ok(())
     }
 
     /// [`backward`](Self::backward) without x: from the output y of a forward pass that may have been in
@@ -158,11 +160,13 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check(&[(Operand::Dy, dy.len()), (Operand::Y, y.len())], &[], 0, 0)?;
-        let view = self.output_view(y.as_ptr(), dy.as_ptr(), &affine, moments, run.words())?;
+        let from = self.output_source(&affine, moments, run.words())?;
+        let view = self.output_view(y.as_ptr(), dy.as_ptr(), &from);
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_at(&view, output.targets(), &mut run) }
+        unsafe { self.backward_at(&view, &output.targets(), &mut run)? };
+        Ok(())
     }
 
     /// [`backward_from_output`](Self::backward_from_output) with dx over dy; `output.dx` must be `None`.
@@ -181,25 +185,25 @@ impl<T: Element> BatchNorm<T> {
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check(&[(Operand::Dy, dy_to_dx.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         let p = dy_to_dx.as_mut_ptr();
-        let view = self.output_view(y.as_ptr(), p, &affine, moments, run.words())?;
+        let from = self.output_source(&affine, moments, run.words())?;
+        let view = self.output_view(y.as_ptr(), p, &from);
         self.check_gradients(&output)?;
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
         }
-        let targets = Targets { dx: Some(p), ..output.targets() };
+        let targets = Targets { dx: Shared(p), ..output.targets() };
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
-        unsafe { self.backward_at(&view, targets, &mut run) }
+        unsafe { self.backward_at(&view, &targets, &mut run)? };
+        Ok(())
     }
 
-    /// A view from y instead of x; y's length is the caller's to check.
-    pub(crate) fn output_view<'v>(
+    /// What a view from y needs; the lengths of y and dy are the caller's to check.
+    pub(crate) fn output_source<'v>(
         &self,
-        y: *const T,
-        dy: *const T,
         affine: &'v Affine<'v, T::Param>,
         moments: &'v [Moments],
         workspace: usize,
-    ) -> Result<View<'v, T>, Error> {
+    ) -> Result<FromOutput<'v, T::Param>, Error> {
         let [gamma, beta] = affine.lengths();
         self.check(&[], &[gamma, beta, ("moments", moments.len())], self.workspace_min(Op::Backward), workspace)?;
         self.check_counts(moments)?;
@@ -207,11 +211,15 @@ impl<T: Element> BatchNorm<T> {
         if let Some(channel) = (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
             return Err(Error::NotInvertible { channel: Some(channel) });
         }
+        Ok(FromOutput { inverse: inverse.into(), affine, statistics: Statistics::Batch(moments) })
+    }
+
+    /// A view from y instead of x.
+    pub(crate) fn output_view<'v>(&self, y: *const T, dy: *const T, from: &'v FromOutput<'v, T::Param>) -> View<'v, T> {
         let y = self.place(Operand::Y, y);
         let inputs =
             Backward { places: [y, self.place(Operand::Dy, dy), y], masked: self.activation != Activation::Identity };
-        let (statistics, output) = (Statistics::Batch(moments), Some((inverse.into(), affine)));
-        Ok(View { inputs, gamma: affine.gamma, statistics, output })
+        View { inputs, gamma: from.affine.gamma, statistics: &from.statistics, output: Some(from) }
     }
 
     /// The first stage: Σ dy and Σ dy·(x − mean) of this x and dy, for statistics that may be those
@@ -233,7 +241,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_backward(&input, input.dy.len(), run.words())?;
         self.check(&[], &[("sums", sums.len())], 0, 0)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading.
-        unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), Shared(sums.as_mut_ptr()), &mut run) }
+        unsafe { self.backward_sums_at(&self.view(&input, input.dy.as_ptr()), Shared(sums.as_mut_ptr()), &mut run)? };
+        Ok(())
     }
 
     /// # Safety
@@ -243,22 +252,26 @@ impl<T: Element> BatchNorm<T> {
         view: &View<'_, T>,
         sums: Shared<GradSums>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         // SAFETY: an entry per channel.
         run.once(&|| unsafe { sums.fill(GradSums::default(), self.shape.channels()) })?;
-        for b in 0..self.bands(run) {
-            let (band, kept, mut run) = self.band(b, run)?;
+        let bands = self.bands(run);
+        for b in 0..bands {
+            let (band, words) = self.band(b, bands);
+            let kept = run.keep(words);
+            // SAFETY: as many words are kept.
+            run.once(&|| unsafe { kept.fill(0, words) })?;
             let moments = Shared(kept.0.cast::<Moments>());
             let off = |c: usize| {
                 // SAFETY: the band's moments, written below.
                 let m = unsafe { *moments.at(c - band.first) };
-                if m.count == 0 { 0.0 } else { m.mean - self.mean(&view.statistics, c) }
+                if m.count == 0 { 0.0 } else { m.mean - self.mean(view.statistics, c) }
             };
             let about = match view.statistics {
                 Statistics::Batch(_) => {
                     let sink = MomentSink { at: moments, first: band.first };
                     // SAFETY: by the caller.
-                    unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, &mut run)? };
+                    unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, run)? };
                     About::Known(&off)
                 }
                 Statistics::Rounded { .. } => About::Measured,
@@ -266,7 +279,8 @@ impl<T: Element> BatchNorm<T> {
             };
             let sums = Sums { at: Shared(sums.at(band.first).cast()), words: 2 };
             // SAFETY: by the caller.
-            unsafe { self.sums_at(view, band, about, sums, &mut run)? };
+            unsafe { self.sums_at(view, band, about, sums, run)? };
+            run.give_back(words);
         }
         Ok(())
     }
@@ -288,7 +302,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
         // writing.
-        unsafe { self.backward_apply_at(&self.view(&input, input.dy.as_ptr()), sums, output.targets(), &mut run) }
+        unsafe { self.backward_apply_at(&self.view(&input, input.dy.as_ptr()), sums, &output.targets(), &mut run)? };
+        Ok(())
     }
 
     /// # Safety
@@ -297,15 +312,16 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         sums: &[GradSums],
-        output: Targets<T>,
+        output: &Targets<T>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
         // SAFETY: by the caller.
         unsafe { self.apply_at(view, self.engine.all(), &sums, output, run) }
     }
 
     /// All of a backward pass.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn check_whole_backward(
         &self,
         input: &BackwardInput<'_, T>,
@@ -419,17 +435,21 @@ impl<T: Element> BatchNorm<T> {
     pub(crate) unsafe fn backward_at(
         &self,
         view: &View<'_, T>,
-        output: Targets<T>,
+        output: &Targets<T>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let frozen = matches!(view.statistics, Statistics::Running { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
             return unsafe { self.apply_at(view, self.engine.all(), &|_: usize| Default::default(), output, run) };
         }
-        for b in 0..self.bands(run) {
-            let (band, kept, mut run) = self.band(b, run)?;
+        let bands = self.bands(run);
+        for b in 0..bands {
+            let (band, words) = self.band(b, bands);
+            let kept = run.keep(words);
+            // SAFETY: as many words are kept.
+            run.once(&|| unsafe { kept.fill(0, words) })?;
             let sums = Sums { at: Shared(kept.0.cast()), words: SUM_WORDS };
             let about = match view.statistics {
                 // Σ (x − mean) is 0 about the mean of this very x.
@@ -439,10 +459,10 @@ impl<T: Element> BatchNorm<T> {
             };
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
-                self.sums_at(view, band, about, sums, &mut run)?;
+                self.sums_at(view, band, about, sums, run)?;
                 let reduced = |c: usize| {
                     let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
-                    let n = self.count(&view.statistics, c).max(1) as f64;
+                    let n = self.count(view.statistics, c).max(1) as f64;
                     // Where the mean was rounded: dot and mean as they are about the measured one.
                     let off = if is_zero(off) { off } else { off / n };
                     let dot = dot - off * dbeta;
@@ -450,33 +470,36 @@ impl<T: Element> BatchNorm<T> {
                     let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
                     (GradSums { dbeta, dot }, off)
                 };
-                self.apply_at(view, band, &reduced, output, &mut run)?;
+                self.apply_at(view, band, &reduced, output, run)?;
             }
+            run.give_back(words);
         }
         Ok(())
     }
 
-    pub(crate) fn view<'v>(&self, input: &BackwardInput<'v, T>, dy: *const T) -> View<'v, T> {
-        self.view_at(input.x.as_ptr(), input.y.map(<[T]>::as_ptr), dy, input.gamma, input.statistics)
+    pub(crate) fn view<'v>(&self, input: &'v BackwardInput<'_, T>, dy: *const T) -> View<'v, T> {
+        self.view_at(input.x.as_ptr(), input.y.map(<[T]>::as_ptr), dy, input.gamma, &input.statistics)
     }
 
+    // A function of its own on bare metal: what it is made from is not on the stack afterwards.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn view_at<'v>(
         &self,
         x: *const T,
         y: Option<*const T>,
         dy: *const T,
         gamma: Option<&'v [T::Param]>,
-        statistics: Statistics<'v, T::Param>,
+        statistics: &'v Statistics<'_, T::Param>,
     ) -> View<'v, T> {
-        let (x, dy) = (self.place(Operand::X, x), self.place(Operand::Dy, dy));
-        let mask = y.filter(|_| self.activation != Activation::Identity).map(|y| self.place(Operand::Y, y));
-        let inputs = Backward { places: [x, dy, mask.unwrap_or(dy)], masked: mask.is_some() };
-        View { inputs, gamma, statistics, output: None }
+        let mask = y.filter(|_| self.activation != Activation::Identity);
+        let (operand, y) = mask.map_or((Operand::Dy, dy), |y| (Operand::Y, y));
+        let places = [self.place(Operand::X, x), self.place(Operand::Dy, dy), self.place(operand, y)];
+        View { inputs: Backward { places, masked: mask.is_some() }, gamma, statistics, output: None }
     }
 
     /// γ/√(variance + ε).
     fn scale(&self, view: &View<'_, T>, c: usize) -> f64 {
-        entry(view.gamma, c, 1.0) * inverse_std(self.variance(&view.statistics, c), self.epsilon)
+        entry(view.gamma, c, 1.0) * inverse_std(self.variance(view.statistics, c), self.epsilon)
     }
 
     /// As many channels at once as leave what is kept of them between passes room in the workspace:
@@ -487,16 +510,11 @@ impl<T: Element> BatchNorm<T> {
         if self.engine.whole() { 1 } else { ceil(channels, room.min(channels).max(1)) }
     }
 
-    /// Band `b`, what is kept of its channels ([`SUM_WORDS`] each, zeroed), and what is left to run
-    /// with.
-    fn band<'r>(&self, b: usize, run: &'r mut Run<'_>) -> Result<(Channels, Shared<u64>, Run<'r>), Error> {
-        let (channels, bands) = (self.shape.channels(), self.bands(run));
+    /// Band `b` of so many, and the words that are kept of its channels.
+    fn band(&self, b: usize, bands: usize) -> (Channels, usize) {
+        let channels = self.shape.channels();
         let band = Channels { first: part(channels, bands, b), end: part(channels, bands, b + 1) };
-        let words = (band.end - band.first) * SUM_WORDS;
-        let (kept, mut run) = run.keep(words);
-        // SAFETY: as many words are kept.
-        run.once(&|| unsafe { kept.fill(0, words) })?;
-        Ok((band, kept, run))
+        (band, (band.end - band.first) * SUM_WORDS)
     }
 
     /// Scratch that either pass needs.
@@ -508,7 +526,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Safety
     /// As [`Self::backward_at`]; `sums` has an entry, zeroed, for each channel of the band.
-    #[allow(clippy::too_many_arguments, reason = "one call site each")]
+    #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn sums_at(
         &self,
         view: &View<'_, T>,
@@ -516,17 +534,17 @@ impl<T: Element> BatchNorm<T> {
         about: About<'_>,
         sums: Sums,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
-        let centre = &|c: usize| match &view.output {
-            None => self.mean(&view.statistics, c),
-            Some((_, affine)) => affine.beta(c),
+    ) -> Result<(), Failed> {
+        let centre = &|c: usize| match view.output {
+            None => self.mean(view.statistics, c),
+            Some(from) => from.affine.beta(c),
         };
         let off = if let About::Known(off) = about { off } else { &|_: usize| 0.0 };
         let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
-        let round = |v| T::Param::from_f64(v).to_f64();
-        let sink = SumSink { sums, first: band.first, centre, off, measure, round };
         let (activation, inverse) = (&self.rectifier, view.inverse());
         let op = GradientSums { activation, inverse, pivot, measure, centre };
+        let at = Shared(sums.at.0.wrapping_sub(band.first * sums.words));
+        let sink = SumSink { op: &op, sums: Sums { at, ..sums }, off };
         // SAFETY: by the caller; sums only read.
         unsafe { T::sum_gradients(&self.engine, &op, &view.inputs, band, &sink, run) }
     }
@@ -535,100 +553,185 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Safety
     /// As [`Self::backward_at`].
+    #[inline(always)]
     unsafe fn apply_at(
         &self,
         view: &View<'_, T>,
         band: Channels,
         sums: &dyn OfChannel<(GradSums, f64)>,
-        output: Targets<T>,
+        output: &Targets<T>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
-        let statistics = &view.statistics;
+    ) -> Result<(), Failed> {
+        // SAFETY: by the caller.
+        unsafe {
+            self.parameters_at(view, band, sums, output, run)?;
+            self.inputs_at(view, band, sums, output, run)
+        }
+    }
+
+    // On bare metal what has frames of its own is not on the stack together.
+
+    /// Writes dgamma and dbeta of a band of channels.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`].
+    #[cfg_attr(target_os = "none", inline(never))]
+    unsafe fn parameters_at(
+        &self,
+        view: &View<'_, T>,
+        band: Channels,
+        sums: &dyn OfChannel<(GradSums, f64)>,
+        output: &Targets<T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Failed> {
+        if !output.dgamma.is_some() && !output.dbeta.is_some() {
+            return Ok(());
+        }
         self.engine.per_channel(band, run, &|some| {
-            if output.dgamma.is_none() && output.dbeta.is_none() {
-                return;
-            }
             for c in some.first..some.end {
                 let (sums, _) = sums.of(c);
                 // SAFETY: both have an entry per channel; this task has these channels to itself.
                 unsafe {
-                    if let Some(dgamma) = output.dgamma {
-                        let inverse = inverse_std(self.variance(statistics, c), self.epsilon);
-                        *dgamma.at(c) = Scalar::from_f64(sums.dot * inverse);
+                    if output.dgamma.is_some() {
+                        let inverse = inverse_std(self.variance(view.statistics, c), self.epsilon);
+                        *output.dgamma.at(c) = Scalar::from_f64(sums.dot * inverse);
                     }
-                    if let Some(dbeta) = output.dbeta {
-                        *dbeta.at(c) = Scalar::from_f64(sums.dbeta);
+                    if output.dbeta.is_some() {
+                        *output.dbeta.at(c) = Scalar::from_f64(sums.dbeta);
                     }
                 }
             }
-        })?;
-        let dx = output.dx.map(|dx| self.place(Operand::Dx, dx));
-        let dr = output.dresidual.map(|dr| self.place(Operand::Dresidual, dr));
-        let Some(first) = dx.or(dr) else { return Ok(()) };
-        let (to, both) = ([first, dr.unwrap_or(first)], dx.is_some() && dr.is_some());
-        let (e, activation, inputs) = (&self.engine, &self.rectifier, &view.inputs);
-        // SAFETY: by the caller; maps only read from their inputs.
+        })
+    }
+
+    /// Writes dx and dresidual of a band of channels.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`].
+    #[inline(always)]
+    unsafe fn inputs_at(
+        &self,
+        view: &View<'_, T>,
+        band: Channels,
+        sums: &dyn OfChannel<(GradSums, f64)>,
+        output: &Targets<T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Failed> {
+        if !output.dx.is_some() && !output.dresidual.is_some() {
+            return Ok(());
+        }
+        // SAFETY: by the caller.
         unsafe {
-            if dx.is_none() || matches!(statistics, Statistics::Running { .. }) {
-                let coefficients = |c: usize| {
-                    let s = if dx.is_none() { 1.0 } else { self.scale(view, c) };
-                    let safe = factor_is_safe::<T::Param>(s);
-                    Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe }
-                };
-                let op = ApplyFrozen { activation, coefficients: &coefficients };
-                return T::apply_frozen(e, &op, inputs, &to, both, band, run);
+            if !output.dx.is_some() || matches!(view.statistics, Statistics::Running { .. }) {
+                self.frozen_inputs_at(view, band, output, run)
+            } else {
+                self.batch_inputs_at(view, band, sums, output, run)
             }
-            let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
-            let op = Apply { activation, inverse: view.inverse(), coefficients: &coefficients };
-            T::apply(e, &op, inputs, &to, both, band, run)
         }
     }
 
+    /// The same through statistics that do not depend on x, or without dx.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`]; one of them is wanted.
+    #[cfg_attr(target_os = "none", inline(never))]
+    unsafe fn frozen_inputs_at(
+        &self,
+        view: &View<'_, T>,
+        band: Channels,
+        output: &Targets<T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Failed> {
+        let coefficients = |c: usize| {
+            let s = if output.dx.is_some() { self.scale(view, c) } else { 1.0 };
+            let safe = factor_is_safe::<T::Param>(s);
+            Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe }
+        };
+        let op = ApplyFrozen { activation: &self.rectifier, coefficients: &coefficients };
+        let to = self.outputs(output);
+        // SAFETY: by the caller; maps only read from their inputs.
+        unsafe { T::apply_frozen(&self.engine, &op, &view.inputs, &to, band, run) }
+    }
+
+    /// The same through the statistics of the batch.
+    ///
+    /// # Safety
+    /// As [`Self::backward_at`]; dx is wanted.
+    #[cfg_attr(target_os = "none", inline(never))]
+    unsafe fn batch_inputs_at(
+        &self,
+        view: &View<'_, T>,
+        band: Channels,
+        sums: &dyn OfChannel<(GradSums, f64)>,
+        output: &Targets<T>,
+        run: &mut Run<'_>,
+    ) -> Result<(), Failed> {
+        let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
+        let op = Apply { activation: &self.rectifier, inverse: view.inverse(), coefficients: &coefficients };
+        let to = self.outputs(output);
+        // SAFETY: by the caller; maps only read from their inputs.
+        unsafe { T::apply(&self.engine, &op, &view.inputs, &to, band, run) }
+    }
+
+    #[cfg_attr(target_os = "none", inline(never))]
+    fn outputs(&self, output: &Targets<T>) -> Outputs<T> {
+        let (dx, dr) = ((Operand::Dx, output.dx), (Operand::Dresidual, output.dresidual));
+        let (first, second) = (if dx.1.is_some() { dx } else { dr }, if dr.1.is_some() { dr } else { dx });
+        let places = [self.place(first.0, first.1.0), self.place(second.0, second.1.0)];
+        Outputs { places, both: dx.1.is_some() && dr.1.is_some() }
+    }
+
+    #[inline(always)]
     fn apply_coefficients(
         &self,
         view: &View<'_, T>,
         (sums, off): (GradSums, f64),
         c: usize,
     ) -> Coefficients<T::Param, 5> {
-        let (n, variance) = (self.count(&view.statistics, c).max(1) as f64, self.variance(&view.statistics, c));
+        let (n, variance) = (self.count(view.statistics, c).max(1) as f64, self.variance(view.statistics, c));
         let sigma2 = variance + self.epsilon;
         let sigma = sqrt(sigma2);
         let (slope, inverse) = if is_zero(sigma2) { (0.0, 0.0) } else { (sums.dot / (n * sigma2), 1.0 / sigma) };
         let (e, s) = (sums.dbeta / n, entry(view.gamma, c, 1.0) * inverse);
         // |x − mean| is at most this.
         let reach = || sqrt(variance * n);
-        match &view.output {
+        match view.output {
             None => {
-                let mean = self.mean(&view.statistics, c) + off;
+                let mean = self.mean(view.statistics, c) + off;
                 // A root takes as long as a division, and a number's own size mostly tells that of its root.
                 let reach = if is_below(variance * n, T::Param::SAFE_MAX) { 0.0 } else { reach() };
-                constants::<T::Param>(e, mean, slope, s, sigma, reach)
+                constants::<T::Param>([e, mean, slope, s], sigma, reach)
             }
             // x − mean is (z − β)/s.
-            Some((_, affine)) => {
+            Some(FromOutput { affine, .. }) => {
                 let size = s.abs();
-                constants::<T::Param>(e, affine.beta(c), quotient(slope, s), s, sigma * size, reach() * size)
+                constants::<T::Param>([e, affine.beta(c), quotient(slope, s), s], sigma * size, reach() * size)
             }
         }
     }
 }
 
-/// How to undo the activation, and gamma and beta.
-type FromOutput<'a, P> = (Rectifier<P>, &'a Affine<'a, P>);
+/// What a backward call from y has beside it.
+pub(crate) struct FromOutput<'a, P> {
+    /// How to undo the activation.
+    inverse: Rectifier<P>,
+    affine: &'a Affine<'a, P>,
+    statistics: Statistics<'a, P>,
+}
 
 /// What the passes of a backward call start from.
 pub(crate) struct View<'a, T: Element> {
     /// x, or y in its place; dy; y.
     inputs: Backward<T>,
     gamma: Option<&'a [T::Param]>,
-    statistics: Statistics<'a, T::Param>,
-    /// Where y is in the place of x: how to undo the activation, and gamma and beta.
-    output: Option<FromOutput<'a, T::Param>>,
+    statistics: &'a Statistics<'a, T::Param>,
+    /// Where y is in the place of x.
+    output: Option<&'a FromOutput<'a, T::Param>>,
 }
 
 impl<T: Element> View<'_, T> {
     fn inverse(&self) -> &Rectifier<T::Param> {
-        self.output.as_ref().map_or(T::Param::NO_ACTIVATION, |(inverse, _)| inverse)
+        self.output.map_or(T::Param::NO_ACTIVATION, |from| &from.inverse)
     }
 }
 
@@ -637,12 +740,12 @@ fn quotient(a: f64, b: f64) -> f64 {
     if is_zero(b) { 0.0 } else { a / b }
 }
 
-/// Where gradients go: [`Gradients`] by address.
+/// Where gradients go: [`Gradients`] by address, null where one is not wanted.
 pub(crate) struct Targets<T: Element> {
-    dx: Option<*mut T>,
-    dresidual: Option<*mut T>,
-    dgamma: Option<Shared<T::Param>>,
-    dbeta: Option<Shared<T::Param>>,
+    dx: Shared<T>,
+    dresidual: Shared<T>,
+    dgamma: Shared<T::Param>,
+    dbeta: Shared<T::Param>,
 }
 
 impl<T: Element> Clone for Targets<T> {
@@ -655,37 +758,33 @@ impl<T: Element> Copy for Targets<T> {}
 impl<T: Element> Gradients<'_, T> {
     pub(crate) fn targets(self) -> Targets<T> {
         Targets {
-            dx: self.dx.map(|o| o.ptr),
-            dresidual: self.dresidual.map(|o| o.ptr),
-            dgamma: self.dgamma.map(|d| Shared(d.as_mut_ptr())),
-            dbeta: self.dbeta.map(|d| Shared(d.as_mut_ptr())),
+            dx: self.dx.map_or(Shared::NULL, |o| Shared(o.ptr)),
+            dresidual: self.dresidual.map_or(Shared::NULL, |o| Shared(o.ptr)),
+            dgamma: self.dgamma.map_or(Shared::NULL, |d| Shared(d.as_mut_ptr())),
+            dbeta: self.dbeta.map_or(Shared::NULL, |d| Shared(d.as_mut_ptr())),
         }
     }
 }
 
 /// From sums about the pivot to sums about the mean, added up.
-pub(crate) struct SumSink<'a> {
+pub(crate) struct SumSink<'a, P> {
+    /// Those of channel 0, which need not be there.
     sums: Sums,
-    first: usize,
-    /// The mean of a channel.
-    centre: &'a dyn OfChannel<f64>,
+    /// What was summed.
+    op: &'a GradientSums<'a, P, false>,
     /// Σ (x − mean)/n, where that is not measured.
     off: &'a dyn OfChannel<f64>,
-    /// Whether it is.
-    measure: bool,
-    /// To the arithmetic that the kernel subtracts it in.
-    round: fn(f64) -> f64,
 }
 
-impl SumSink<'_> {
+impl<P: Scalar> SumSink<'_, P> {
     /// Σ e, Σ e·(x − μ) and, if measured, Σ (x − μ) about the pivot k of dy, where μ is the rounded
     /// mean and `low` what the rounding lost:
     ///
     /// Σ dy = Σ e + n·k;  Σ dy·(x − mean) = Σ e·(x − μ) − low·Σ e + k·Σ (x − mean)
     #[inline(always)]
     fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
-        let mean = self.centre.of(channel);
-        let low = mean - (self.round)(mean);
+        let mean = self.op.centre.of(channel);
+        let low = mean - P::from_f64(mean).to_f64();
         let n = count as f64;
         let off = d.map_or_else(|| n * self.off.of(channel), |d| d - n * low);
         [e + n * k, ed - low * e + k * off, off]
@@ -695,7 +794,7 @@ impl SumSink<'_> {
     /// No other thread adds to this channel, which is one of the band.
     #[inline(always)]
     unsafe fn add<const N: usize>(&self, channel: usize, sums: [f64; N]) {
-        let at = (channel - self.first) * self.sums.words;
+        let at = channel * self.sums.words;
         for i in 0..N.min(self.sums.words) {
             // SAFETY: by the caller.
             unsafe { *self.sums.at.at(at + i) += sums[i] };
@@ -703,7 +802,7 @@ impl SumSink<'_> {
     }
 }
 
-impl Sink<2, 2> for SumSink<'_> {
+impl<P: Scalar> Sink<2, 2> for SumSink<'_, P> {
     #[inline(always)]
     fn convert(&self, channel: usize, sums: [f64; 2], [k, _]: [f64; 2], count: u64) -> [f64; 2] {
         let [dbeta, dot, _] = self.about_mean(channel, sums, None, k, count);
@@ -716,10 +815,10 @@ impl Sink<2, 2> for SumSink<'_> {
     }
 }
 
-impl Sink<2, 3> for SumSink<'_> {
+impl<P: Scalar> Sink<2, 3> for SumSink<'_, P> {
     #[inline(always)]
     fn convert(&self, channel: usize, [e, ed, d]: [f64; 3], [k, _]: [f64; 2], count: u64) -> [f64; 3] {
-        self.about_mean(channel, [e, ed], self.measure.then_some(d), k, count)
+        self.about_mean(channel, [e, ed], self.op.measure.then_some(d), k, count)
     }
     #[inline(always)]
     unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {

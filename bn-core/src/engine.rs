@@ -6,8 +6,7 @@
 
 use crate::dispatch::{Task, dispatch};
 use crate::element::Element;
-use crate::error::Error;
-use crate::exec::{Run, Shared};
+use crate::exec::{Failed, Run, Shared};
 use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
@@ -212,7 +211,7 @@ impl Engine {
         band: Channels,
         run: &mut Run<'_>,
         body: &(impl Fn(Channels) + Sync),
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let channels = band.end - band.first;
         let parts = self.width(run).min(div(channels, MIN_CHANNELS)).max(1);
         run.phase(parts, parts, 0, &|i, _| {
@@ -239,7 +238,7 @@ impl Engine {
         band: Channels,
         sink: &S,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>
+    ) -> Result<(), Failed>
     where
         E: Element,
         R: Reduction<E, I, J, K, N>,
@@ -258,7 +257,7 @@ impl Engine {
                     // SAFETY: by the caller; this task has this channel to itself.
                     unsafe {
                         scalar::cell(op, &self.grid, from, channel, (g, count), state);
-                        take_in(sink, channel, count, state);
+                        take_in(sink, channel, count, &state.numbers);
                     }
                 }
             });
@@ -277,9 +276,8 @@ impl Engine {
             first: band.first + part(channels, tiles, t),
             end: band.first + part(channels, tiles, t + 1),
         };
-        let (partials, mut run) = run.keep(if divided { partial_words } else { 0 });
-        let partials = Shared(partials.0.cast::<f64>());
         if divided {
+            let partials = Shared(run.keep(partial_words).0.cast::<f64>());
             run.phase(width, tiles * cells, slot, &|task, scratch| {
                 let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
@@ -302,7 +300,7 @@ impl Engine {
                     },
                 );
             })?;
-            self.per_channel(band, &mut run, &|some| {
+            self.per_channel(band, run, &|some| {
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
                     for c in some.first..some.end {
@@ -313,7 +311,9 @@ impl Engine {
                         }
                     }
                 }
-            })
+            })?;
+            run.give_back(partial_words);
+            Ok(())
         } else {
             run.phase(width, tiles, slot, &|task, scratch| {
                 for g in 0..cells {
@@ -344,7 +344,7 @@ impl Engine {
         to: &[Place<E>; O],
         band: Channels,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>
+    ) -> Result<(), Failed>
     where
         E: Element,
         M: Map<E, I, J, K, O>,
@@ -355,8 +355,15 @@ impl Engine {
         if self.single() {
             return run.phase(self.width(run), band.end - band.first, 0, &|c, _| {
                 let channel = band.first + c;
-                // SAFETY: by the caller.
-                unsafe { scalar::map(op, from, to, &self.shape, channel) }
+                let k = op.coefficients(channel);
+                // SAFETY: by the caller. The backward pass has the less stack, the others the less code (80 bytes).
+                unsafe {
+                    if const { K > 3 } {
+                        scalar::map_apart(op, &k, from, to, &self.shape, channel);
+                    } else {
+                        scalar::map(op, &k, from, to, &self.shape, channel);
+                    }
+                }
             });
         }
         let least = self.map_min::<E, K>();
@@ -407,7 +414,7 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
     sink: &impl Sink<K, N>,
     channel: usize,
     count: u64,
-    state: &scalar::State<S, K, N>,
+    state: &scalar::Numbers<S, K, N>,
 ) {
     // SAFETY: by the caller.
     unsafe { sink.join(channel, sink.convert(channel, state.result, state.k, count), count) };

@@ -6,6 +6,7 @@ use crate::layout::grid::{part, rem};
 #[cfg(target_has_atomic = "ptr")]
 use crate::tasks::Only;
 use core::marker::PhantomData;
+use core::num::NonZero;
 #[cfg(target_has_atomic = "ptr")]
 use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
@@ -89,12 +90,27 @@ impl<F: Fn(usize, &mut [u64]) + Sync> Body for F {
     }
 }
 
+/// That the executor failed, which is all that can go wrong once everything has been checked: [`Error::Executor`] in two
+/// registers, where an `Error` would be on the stack of all that pass it on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failed {
+    /// One more than the tickets that should have run: with a value to spare, a `Result` is no larger than this.
+    past: NonZero<usize>,
+    got: usize,
+}
+
+impl From<Failed> for Error {
+    fn from(Failed { past, got }: Failed) -> Error {
+        Error::Executor { expected: past.get() - 1, got }
+    }
+}
+
 /// How a phase is run. The address of a function, not a `match`: so firmware that calls on its only thread does not link
 /// what the others need (400 bytes).
 ///
 /// # Safety
 /// The workspace has a slot for each ticket of the phase, and the run uses it alone.
-type Pass = unsafe fn(&Run<'_>, Phase, &dyn Body) -> Result<(), Error>;
+type Pass = unsafe fn(&Run<'_>, Phase, &dyn Body) -> Result<(), Failed>;
 
 /// What a [`Pass`] takes.
 #[cfg(target_has_atomic = "ptr")]
@@ -154,16 +170,22 @@ impl<'a> Run<'a> {
         self.width
     }
 
-    /// The first words of the workspace, and the rest to run with.
-    pub(crate) fn keep(&mut self, words: usize) -> (Shared<u64>, Run<'_>) {
+    /// Keeps the first words of the workspace: what runs from now on has the rest.
+    pub(crate) fn keep(&mut self, words: usize) -> Shared<u64> {
         debug_assert!(words <= self.words);
-        let (workspace, left) = (self.workspace.from(words), self.words.saturating_sub(words));
-        (self.workspace, Run { workspace, words: left, life: PhantomData, ..*self })
+        let kept = self.workspace;
+        (self.workspace, self.words) = (kept.from(words), self.words.saturating_sub(words));
+        kept
+    }
+
+    /// Gives back what was kept last.
+    pub(crate) fn give_back(&mut self, words: usize) {
+        (self.workspace, self.words) = (Shared(self.workspace.0.wrapping_sub(words)), self.words + words);
     }
 
     /// Runs `body(cell, scratch)` for every cell, with `slot` words of scratch for each that runs at
     /// once.
-    pub(crate) fn phase<F>(&mut self, width: usize, cells: usize, slot: usize, body: &F) -> Result<(), Error>
+    pub(crate) fn phase<F>(&mut self, width: usize, cells: usize, slot: usize, body: &F) -> Result<(), Failed>
     where
         F: Fn(usize, &mut [u64]) + Sync,
     {
@@ -175,7 +197,7 @@ impl<'a> Run<'a> {
     }
 
     /// A phase of one cell without scratch: what has to happen once, between others.
-    pub(crate) fn once(&mut self, body: &(impl Fn() + Sync)) -> Result<(), Error> {
+    pub(crate) fn once(&mut self, body: &(impl Fn() + Sync)) -> Result<(), Failed> {
         self.phase(1, 1, 0, &|_, _| body())
     }
 }
@@ -184,7 +206,7 @@ impl<'a> Run<'a> {
 ///
 /// # Safety
 /// As for [`Pass`].
-unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
+unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Failed> {
     // SAFETY: by the caller.
     let scratch = unsafe { core::slice::from_raw_parts_mut(run.workspace.0, phase.slot) };
     for i in 0..phase.cells {
@@ -198,7 +220,7 @@ unsafe fn one_by_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(),
 /// # Safety
 /// As for [`Pass`].
 #[cfg(target_has_atomic = "ptr")]
-unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
+unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Failed> {
     // SAFETY: by the caller.
     unsafe {
         match run.context {
@@ -217,7 +239,7 @@ unsafe fn by_tickets(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(),
 /// # Safety
 /// As for [`Pass`].
 #[cfg(target_has_atomic = "ptr")]
-unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Error> {
+unsafe fn only_one(run: &Run<'_>, phase: Phase, body: &dyn Body) -> Result<(), Failed> {
     if let Context::Only(only) = run.context {
         // SAFETY: by the caller.
         unsafe { only.pass(phase, run.workspace, body) };
@@ -289,10 +311,12 @@ impl Progress {
     }
 
     /// Whether every ticket ran once, and every cell.
-    pub(crate) fn check(&self, phase: Phase) -> Result<(), Error> {
-        let (expected, got) = (phase.tickets, self.ended.load(Acquire));
-        let whole = got == expected && self.done.load(Acquire) == phase.cells;
-        if whole { Ok(()) } else { Err(Error::Executor { expected, got }) }
+    pub(crate) fn check(&self, phase: Phase) -> Result<(), Failed> {
+        let ended = self.ended.load(Acquire);
+        if ended == phase.tickets && self.done.load(Acquire) == phase.cells {
+            return Ok(());
+        }
+        Err(Failed { past: NonZero::<usize>::MIN.saturating_add(phase.tickets), got: ended })
     }
 }
 
@@ -314,6 +338,14 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    /// No outputs.
+    pub(crate) const NULL: Self = Shared(core::ptr::null_mut());
+
+    /// Whether there are any.
+    pub(crate) fn is_some(&self) -> bool {
+        !self.0.is_null()
+    }
+
     #[inline(always)]
     pub(crate) fn at(&self, i: usize) -> *mut T {
         self.0.wrapping_add(i)

@@ -4,7 +4,7 @@ use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, length_of};
 use crate::element::Element;
 use crate::engine::Sink;
 use crate::error::Error;
-use crate::exec::{Run, Shared};
+use crate::exec::{Failed, Run, Shared};
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::kernel::{Coefficients, OfChannel};
 use crate::layout::Place;
@@ -40,8 +40,9 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe {
             let residual = residual.map(<[T]>::as_ptr);
-            self.forward_at(x.as_ptr(), residual, affine, Shared(moments.as_mut_ptr()), y.ptr, &mut run)
+            self.forward_at(x.as_ptr(), residual, affine, Shared(moments.as_mut_ptr()), y.ptr, &mut run)?;
         }
+        Ok(())
     }
 
     /// [`forward_training`](Self::forward_training) over its input.
@@ -63,8 +64,9 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
         unsafe {
             let residual = residual.map(<[T]>::as_ptr);
-            self.forward_at(p, residual, affine, Shared(moments.as_mut_ptr()), p, &mut run)
+            self.forward_at(p, residual, affine, Shared(moments.as_mut_ptr()), p, &mut run)?;
         }
+        Ok(())
     }
 
     /// The first stage: merges the statistics of x into `moments`.
@@ -79,7 +81,8 @@ impl<T: Element> BatchNorm<T> {
         let lengths = Self::forward_lengths(x, None, None);
         self.check_forward(&lengths, &Affine::NONE, moments.len(), run.words())?;
         // SAFETY: the length has been checked; x is borrowed for reading.
-        unsafe { self.accumulate_at(x.as_ptr(), Shared(moments.as_mut_ptr()), &mut run) }
+        unsafe { self.accumulate_at(x.as_ptr(), Shared(moments.as_mut_ptr()), &mut run)? };
+        Ok(())
     }
 
     /// The second stage: y from x and statistics, which may be those of more than this x.
@@ -106,8 +109,9 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
         unsafe {
             let residual = residual.map(<[T]>::as_ptr);
-            self.normalize_at(x.as_ptr(), residual, affine, moments.as_ptr(), y.ptr, &mut run)
+            self.normalize_at(x.as_ptr(), residual, affine, moments.as_ptr(), y.ptr, &mut run)?;
         }
+        Ok(())
     }
 
     /// The tensors of a forward operation, for [`BatchNorm::check`].
@@ -158,7 +162,7 @@ impl<T: Element> BatchNorm<T> {
         moments: Shared<Moments>,
         y: *mut T,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         // SAFETY: by the caller.
         unsafe {
             run.once(&|| moments.fill(Moments::EMPTY, self.shape.channels()))?;
@@ -174,7 +178,7 @@ impl<T: Element> BatchNorm<T> {
         x: *const T,
         moments: Shared<Moments>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let (e, sink) = (&self.engine, MomentSink { at: moments, first: 0 });
         // SAFETY: by the caller; sums only read from x.
         unsafe { T::sum_moments(e, &self.place(Operand::X, x), e.all(), &sink, run) }
@@ -190,7 +194,7 @@ impl<T: Element> BatchNorm<T> {
         moments: *const Moments,
         y: *mut T,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let moments = Shared(moments.cast_mut());
         let coefficients = |c: usize| -> Coefficients<T::Param, 3> {
             // SAFETY: an entry per channel.
@@ -211,7 +215,7 @@ impl<T: Element> BatchNorm<T> {
         coefficients: &dyn OfChannel<Coefficients<T::Param, 3>>,
         y: *mut T,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let op = Normalize { activation: &self.rectifier, residual: residual.is_some(), coefficients };
         let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);
         // SAFETY: by the caller; a map only reads from its inputs.

@@ -3,7 +3,7 @@
 use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::{Element, Param};
 use crate::error::Error;
-use crate::exec::Run;
+use crate::exec::{Failed, Run};
 use crate::kernel::normalize::{Normalize, inverse_std, split};
 use crate::kernel::{Coefficients, OfChannel};
 use crate::shape::Operand;
@@ -56,7 +56,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_inference(&lengths, &affine, running_mean, running_var, run.words())?;
         let residual = residual.map(<[T]>::as_ptr);
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.inference_at(x.as_ptr(), residual, &affine, running_mean, running_var, y.ptr, &mut run) }
+        unsafe { self.inference_at(x.as_ptr(), residual, &affine, running_mean, running_var, y.ptr, &mut run)? };
+        Ok(())
     }
 
     /// [`inference`](Self::inference) over its input.
@@ -77,7 +78,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_inference(&lengths, &affine, running_mean, running_var, run.words())?;
         let (p, residual) = (x_to_y.as_mut_ptr(), residual.map(<[T]>::as_ptr));
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.inference_at(p, residual, &affine, running_mean, running_var, p, &mut run) }
+        unsafe { self.inference_at(p, residual, &affine, running_mean, running_var, p, &mut run)? };
+        Ok(())
     }
 
     /// The part of [`inference`](Self::inference) that does not depend on x.
@@ -123,7 +125,8 @@ impl<T: Element> BatchNorm<T> {
         let y = y.into();
         self.check_apply(&Self::forward_lengths(x, residual, Some(&y)), prepared, run.words())?;
         // SAFETY: the lengths have been checked; x is borrowed for reading, y for writing.
-        unsafe { self.apply_prepared_at(x.as_ptr(), residual.map(<[T]>::as_ptr), prepared, y.ptr, &mut run) }
+        unsafe { self.apply_prepared_at(x.as_ptr(), residual.map(<[T]>::as_ptr), prepared, y.ptr, &mut run)? };
+        Ok(())
     }
 
     /// [`apply`](Self::apply) over its input.
@@ -141,7 +144,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_apply(&Self::forward_lengths(x_to_y, residual, None), prepared, run.words())?;
         let p = x_to_y.as_mut_ptr();
         // SAFETY: the lengths have been checked; the one slice is borrowed for writing.
-        unsafe { self.apply_prepared_at(p, residual.map(<[T]>::as_ptr), prepared, p, &mut run) }
+        unsafe { self.apply_prepared_at(p, residual.map(<[T]>::as_ptr), prepared, p, &mut run)? };
+        Ok(())
     }
 
     /// # Safety
@@ -156,7 +160,7 @@ impl<T: Element> BatchNorm<T> {
         running_var: &[T::Param],
         y: *mut T,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let k = Running { affine, mean: running_mean, var: running_var, epsilon: self.epsilon };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &k, y, run) }
@@ -171,7 +175,7 @@ impl<T: Element> BatchNorm<T> {
         prepared: &[Prepared<T::Param>],
         y: *mut T,
         run: &mut Run<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let coefficients = |c: usize| of_prepared(prepared, c);
         let op = Normalize { activation: &self.rectifier, residual: residual.is_some(), coefficients: &coefficients };
         let (from, to) = (self.inputs(x, residual), [self.place(Operand::Y, y)]);

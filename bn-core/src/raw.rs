@@ -73,7 +73,8 @@ pub unsafe fn forward_training<T: Element>(
     bn.check_forward(&[], &affine, moments.len(), run.words())?;
     bn.check_values(bn.shape.values_per_channel())?;
     // SAFETY: by the caller.
-    unsafe { bn.forward_at(at.x, at.residual, affine, Shared(moments.as_mut_ptr()), at.y, &mut run) }
+    unsafe { bn.forward_at(at.x, at.residual, affine, Shared(moments.as_mut_ptr()), at.y, &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::moments`].
@@ -91,7 +92,8 @@ pub unsafe fn moments<T: Element>(
 ) -> Result<(), Error> {
     bn.check_forward(&[], &Affine::NONE, moments.len(), run.words())?;
     // SAFETY: by the caller.
-    unsafe { bn.accumulate_at(x, Shared(moments.as_mut_ptr()), &mut run) }
+    unsafe { bn.accumulate_at(x, Shared(moments.as_mut_ptr()), &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::normalize`].
@@ -111,7 +113,8 @@ pub unsafe fn normalize<T: Element>(
     bn.check_forward(&[], &affine, moments.len(), run.words())?;
     bn.check_values(moments.iter().map(|m| m.count).min().unwrap_or(0))?;
     // SAFETY: by the caller.
-    unsafe { bn.normalize_at(at.x, at.residual, affine, moments.as_ptr(), at.y, &mut run) }
+    unsafe { bn.normalize_at(at.x, at.residual, affine, moments.as_ptr(), at.y, &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::inference`].
@@ -131,7 +134,8 @@ pub unsafe fn inference<T: Element>(
 ) -> Result<(), Error> {
     bn.check_inference(&[], &affine, running_mean, running_var, run.words())?;
     // SAFETY: by the caller.
-    unsafe { bn.inference_at(at.x, at.residual, &affine, running_mean, running_var, at.y, &mut run) }
+    unsafe { bn.inference_at(at.x, at.residual, &affine, running_mean, running_var, at.y, &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::apply`].
@@ -149,7 +153,8 @@ pub unsafe fn apply<T: Element>(
 ) -> Result<(), Error> {
     bn.check_apply(&[], prepared, run.words())?;
     // SAFETY: by the caller.
-    unsafe { bn.apply_prepared_at(at.x, at.residual, prepared, at.y, &mut run) }
+    unsafe { bn.apply_prepared_at(at.x, at.residual, prepared, at.y, &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::backward`].
@@ -171,7 +176,8 @@ pub unsafe fn backward<T: Element>(
         bn.check_counts(moments)?;
     }
     // SAFETY: by the caller.
-    unsafe { bn.backward_at(&view, output.targets(), &mut run) }
+    unsafe { bn.backward_at(&view, &output.targets(), &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::backward_from_output`].
@@ -190,10 +196,12 @@ pub unsafe fn backward_from_output<T: Element>(
     output: Gradients<'_, T>,
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    let view = bn.output_view(y, dy, &affine, moments, run.words())?;
+    let from = bn.output_source(&affine, moments, run.words())?;
+    let view = bn.output_view(y, dy, &from);
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_at(&view, output.targets(), &mut run) }
+    unsafe { bn.backward_at(&view, &output.targets(), &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::backward_sums`].
@@ -212,7 +220,8 @@ pub unsafe fn backward_sums<T: Element>(
     let view = view(bn, &at, &run)?;
     bn.check(&[], &[("sums", sums.len())], 0, 0)?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_sums_at(&view, Shared(sums.as_mut_ptr()), &mut run) }
+    unsafe { bn.backward_sums_at(&view, Shared(sums.as_mut_ptr()), &mut run)? };
+    Ok(())
 }
 
 /// [`BatchNorm::backward_apply`].
@@ -233,13 +242,14 @@ pub unsafe fn backward_apply<T: Element>(
     bn.check(&[], &[("sums", sums.len())], 0, 0)?;
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
-    unsafe { bn.backward_apply_at(&view, sums, output.targets(), &mut run) }
+    unsafe { bn.backward_apply_at(&view, sums, &output.targets(), &mut run)? };
+    Ok(())
 }
 
-fn view<'a, T: Element>(bn: &BatchNorm<T>, at: &Backward<'a, T>, run: &Run<'_>) -> Result<View<'a, T>, Error> {
+fn view<'a, T: Element>(bn: &BatchNorm<T>, at: &'a Backward<'_, T>, run: &Run<'_>) -> Result<View<'a, T>, Error> {
     if at.y.is_none() && bn.activation != Activation::Identity {
         return Err(Error::Missing { what: "y" });
     }
     bn.check_constants(&[], at.gamma, &at.statistics, run.words())?;
-    Ok(bn.view_at(at.x, at.y, at.dy, at.gamma, at.statistics))
+    Ok(bn.view_at(at.x, at.y, at.dy, at.gamma, &at.statistics))
 }

@@ -9,8 +9,7 @@
 use crate::backward::SumSink;
 use crate::element::sealed::Storage;
 use crate::engine::Engine;
-use crate::error::Error;
-use crate::exec::Run;
+use crate::exec::{Failed, Run};
 use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen};
 use crate::kernel::backward_sums::GradientSums;
@@ -32,7 +31,7 @@ pub trait Stages: Storage + Sized {
         band: Channels,
         sink: &MomentSink,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
     #[doc(hidden)]
     unsafe fn normalize(
         e: &Engine,
@@ -40,7 +39,7 @@ pub trait Stages: Storage + Sized {
         from: &[Place<Self>; 2],
         to: &[Place<Self>; 1],
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
     /// The same with constants that suffice: without f64 where code has to be small.
     #[doc(hidden)]
     unsafe fn normalize_prepared(
@@ -49,38 +48,43 @@ pub trait Stages: Storage + Sized {
         from: &[Place<Self>; 2],
         to: &[Place<Self>; 1],
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
         op: &GradientSums<'_, Self::Compute, false>,
         inputs: &Backward<Self>,
         band: Channels,
-        sink: &SumSink<'_>,
+        sink: &SumSink<'_, Self::Compute>,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
     /// To dx and, if both are wanted, dresidual.
     #[doc(hidden)]
     unsafe fn apply(
         e: &Engine,
         op: &Apply<'_, Self::Compute, false>,
         inputs: &Backward<Self>,
-        to: &[Place<Self>; 2],
-        both: bool,
+        to: &Outputs<Self>,
         band: Channels,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
     /// x is not read.
     #[doc(hidden)]
     unsafe fn apply_frozen(
         e: &Engine,
         op: &ApplyFrozen<'_, Self::Compute>,
         inputs: &Backward<Self>,
-        to: &[Place<Self>; 2],
-        both: bool,
+        to: &Outputs<Self>,
         band: Channels,
         run: &mut Run<'_>,
-    ) -> Result<(), Error>;
+    ) -> Result<(), Failed>;
+}
+
+/// What backward passes write.
+pub(crate) struct Outputs<E> {
+    /// dx and dresidual, or twice the one that is wanted.
+    pub(crate) places: [Place<E>; 2],
+    pub(crate) both: bool,
 }
 
 /// What backward passes read.
@@ -101,7 +105,7 @@ macro_rules! stages {
                 band: Channels,
                 sink: &MomentSink,
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
+            ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe { e.reduce::<$t, _, _, 1, 1, 1, 2>(&MomentSums, core::array::from_ref(x), band, sink, run) }
             }
@@ -112,7 +116,7 @@ macro_rules! stages {
                 from: &[Place<Self>; 2],
                 to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
+            ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
@@ -139,7 +143,7 @@ macro_rules! stages {
                 from: &[Place<Self>; 2],
                 to: &[Place<Self>; 1],
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
+            ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
@@ -154,9 +158,9 @@ macro_rules! stages {
                 op: &GradientSums<'_, Self::Compute, false>,
                 inputs: &Backward<Self>,
                 band: Channels,
-                sink: &SumSink<'_>,
+                sink: &SumSink<'_, Self::Compute>,
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
+            ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
@@ -179,17 +183,17 @@ macro_rules! stages {
                 e: &Engine,
                 op: &Apply<'_, Self::Compute, false>,
                 inputs: &Backward<Self>,
-                to: &[Place<Self>; 2],
-                both: bool,
+                to: &Outputs<Self>,
                 band: Channels,
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
+            ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {
-                        return e.map::<$t, _, 3, 2, 5, 2>(op, &inputs.places, to, band, run);
+                        return e.map::<$t, _, 3, 2, 5, 2>(op, &inputs.places, &to.places, band, run);
                     }
-                    let (all, [two @ .., _], [one @ .., _]) = (&inputs.places, &inputs.places, to);
+                    let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
+                    let Outputs { places: to @ [one @ .., _], both } = to;
                     if !op.inverse.plain {
                         let op = &op.undoing();
                         return match both {
@@ -210,12 +214,11 @@ macro_rules! stages {
                 e: &Engine,
                 op: &ApplyFrozen<'_, Self::Compute>,
                 inputs: &Backward<Self>,
-                to: &[Place<Self>; 2],
-                both: bool,
+                to: &Outputs<Self>,
                 band: Channels,
                 run: &mut Run<'_>,
-            ) -> Result<(), Error> {
-                let ([_, two @ ..], [one @ .., _]) = (&inputs.places, to);
+            ) -> Result<(), Failed> {
+                let ([_, two @ ..], Outputs { places: to @ [one @ .., _], both }) = (&inputs.places, to);
                 // SAFETY: by the caller.
                 unsafe {
                     if e.single() {

@@ -1,6 +1,6 @@
 //! Calls cut into tasks, for task graphs.
 
-use crate::backward::{BackwardInput, Gradients, Targets, View};
+use crate::backward::{BackwardInput, Gradients, Targets};
 use crate::batch_norm::{Affine, BatchNorm, Output};
 use crate::element::Element;
 use crate::error::Error;
@@ -58,7 +58,7 @@ enum Call<'a, T: Element> {
     Training { at: Operands<T>, affine: Affine<'a, T::Param>, moments: Shared<Moments> },
     Inference { at: Operands<T>, affine: Affine<'a, T::Param>, mean: &'a [T::Param], var: &'a [T::Param] },
     Apply { at: Operands<T>, prepared: &'a [Prepared<T::Param>] },
-    Backward { view: View<'a, T>, targets: Targets<T> },
+    Backward { input: BackwardInput<'a, T>, targets: Targets<T> },
 }
 
 struct Operands<T> {
@@ -135,7 +135,7 @@ impl<'a, T: Element> Tasks<'a, T> {
                     bn.inference_at(at.x, at.residual, affine, mean, var, at.y, run)
                 }
                 Call::Apply { at, prepared } => bn.apply_prepared_at(at.x, at.residual, prepared, at.y, run),
-                Call::Backward { view, targets } => bn.backward_at(view, *targets, run),
+                Call::Backward { input, targets } => bn.backward_at(&bn.view(input, input.dy.as_ptr()), targets, run),
             };
             debug_assert!(walked.is_ok(), "a walk has no executor that could fail");
         }
@@ -259,8 +259,7 @@ impl<T: Element> BatchNorm<T> {
         workspace: &'a mut [u64],
     ) -> Result<Tasks<'a, T>, Error> {
         self.check_whole_backward(&input, &output, workspace.len())?;
-        let view = self.view(&input, input.dy.as_ptr());
-        let call = Call::Backward { view, targets: output.targets() };
+        let call = Call::Backward { input, targets: output.targets() };
         Ok(Tasks::new(self, call, width, workspace))
     }
 }

@@ -23,7 +23,7 @@ use crate::lanes::{Base, Lanes, Real, Scalar};
 ///
 /// `sigma` is √(m2/n + ε), for judging whether c·(x − μ) keeps its digits.
 #[inline(always)]
-pub(crate) fn constants<S: Scalar>(e: f64, mean: f64, c: f64, s: f64, sigma: f64, reach: f64) -> Coefficients<S, 5> {
+pub(crate) fn constants<S: Scalar>([e, mean, c, s]: [f64; 4], sigma: f64, reach: f64) -> Coefficients<S, 5> {
     let (e_high, mean_high) = (S::from_f64(e), S::from_f64(mean));
     let b = (e - e_high.to_f64()) - (mean - mean_high.to_f64()) * c;
     let slope = c * sigma;

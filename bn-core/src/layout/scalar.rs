@@ -11,16 +11,26 @@ use super::run::again;
 use super::{Compute, Place, Vec, first, load_all, splat_all, words_for};
 use crate::double::same;
 use crate::element::Element;
-use crate::kernel::{Map, Reduction};
+use crate::kernel::{Coefficients, Map, Reduction};
 use crate::lanes::{Scalar, Vector, single::Single};
 use crate::shape::Shape;
+use core::cell::Cell;
+use core::hint::black_box;
 
 type One<E> = Vec<E, Single>;
 
 const LANE: Single = Single::BASE;
 
-/// What a cell's sums take of the workspace: there is more of it than of stack.
+/// What a cell takes of the workspace: there is more of it than of stack.
 pub(crate) struct State<S, const K: usize, const N: usize> {
+    cursor: Cursor,
+    pub(crate) numbers: Numbers<S, K, N>,
+}
+
+/// What a cell's sums are made of.
+pub(crate) struct Numbers<S, const K: usize, const N: usize> {
+    /// Elements.
+    n: f64,
     /// The constants that the sums are about, in the element's arithmetic.
     narrow: [S; K],
     /// The same in f64.
@@ -68,8 +78,10 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let (zero, n) = (Compute::<E>::ZERO, count as f64);
+    let zero = Compute::<E>::ZERO;
+    let State { cursor, numbers: state } = state;
     // One after the other, in place: a tuple of them all is on the stack first.
+    state.n = count as f64;
     state.narrow.fill(zero);
     state.chain.fill(zero);
     state.sum.fill(zero);
@@ -78,7 +90,15 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
         part.fill(0.0);
     }
     let tree = matches!(grid, Grid::Planes(_));
-    let mut sums = Sums::<E, R, I, J, K, N> { op, from, channel, tree, exact: false, same: true, state };
+    let mut even = true;
+    for place in from {
+        even &= place.per_image == 0;
+    }
+    cursor.exact.set(false);
+    cursor.cell.set(g);
+    cursor.lanes.set(Compute::<E>::LANES);
+    let (how, same) = (How::Sample, true);
+    let mut sums = Sums::<E, R, I, J, K, N> { op, from, channel, tree, even, how, same, cursor, state };
     for i in 1..K {
         sums.state.narrow[i] = op.constant(channel, i);
     }
@@ -90,17 +110,17 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
         for i in 0..K {
             sums.state.k[i] = sums.state.narrow[i].to_f64();
         }
-        sums.walk(grid, g);
-        match sums.judge(n) {
+        sums.walk(grid);
+        match sums.judge() {
             Judgement::Good => return,
             Judgement::Again if attempt == 0 => {}
             _ => break,
         }
     }
-    sums.exact = true;
+    sums.cursor.exact.set(true);
     for pass in 0..R::PASSES {
-        sums.walk(grid, g);
-        if sums.next(pass, n) {
+        sums.walk(grid);
+        if sums.next(pass) {
             break;
         }
     }
@@ -125,121 +145,221 @@ impl Series {
 /// What a walk comes by. Not a type parameter of the walk, or there would be a copy of it for each kind of sums.
 trait Visitor {
     /// Elements of a chain, or of the sums in f64.
-    fn elements(&mut self, series: Series);
+    fn elements(&mut self, series: &Series);
     /// Elements of the rows left over.
-    fn rest(&mut self, series: Series);
-    /// The end of a first-level sum.
-    fn end_chain(&mut self);
-    /// The end of the second-level sum of this lane, by its place in the order of [`walk`].
-    fn end_lane(&mut self, i: usize, lanes: usize);
-    /// The end of all lanes.
-    fn end_lanes(&mut self);
+    fn rest(&mut self, series: &Series);
+    /// The end of sums.
+    fn end(&mut self, of: End);
+}
+
+/// What ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// A first-level sum.
+    Chain,
+    /// The second-level sum of a lane, by its place in the order of [`walk`], of so many: [`Cursor::lane`].
+    Lane,
+    /// All lanes.
+    Lanes,
+}
+
+/// A loop, whose number and end are in memory.
+struct Loop {
+    next: Cell<usize>,
+    end: Cell<usize>,
+}
+
+impl Loop {
+    #[inline(always)]
+    fn start(&self, first: usize, end: usize) {
+        self.next.set(first);
+        self.end.set(end);
+    }
+
+    /// The next number, if there is one.
+    #[inline(always)]
+    fn step(&self) -> Option<usize> {
+        let i = self.next.get();
+        self.next.set(i + 1);
+        (i < self.end.get()).then_some(i)
+    }
+
+    /// The number that the last step gave.
+    #[inline(always)]
+    fn now(&self) -> usize {
+        self.next.get() - 1
+    }
+
+    /// Whether it is the last one.
+    #[inline(always)]
+    fn last(&self) -> bool {
+        self.next.get() == self.end.get()
+    }
+}
+
+/// Where a walk is: in the workspace, and not on the stack below all that is done with an element. (160 bytes. Geometry
+/// goes through [`black_box`] in the loops, or what is read of it would be kept there before them.)
+struct Cursor {
+    outer: Loop,
+    inner: Loop,
+    visit: Loop,
+    run: Loop,
+    item: Loop,
+    /// The vectors of a piece: the first, and how many.
+    piece: [Cell<usize>; 2],
+    exact: Cell<bool>,
+    lanes: Cell<usize>,
+    cell: Cell<usize>,
+    /// Where a lane is in a vector.
+    shift: Cell<usize>,
+    /// The lane that ends, and how many there are.
+    lane: Loop,
 }
 
 /// Shows the elements of a channel in cell `g` to a visitor, in the order that they are added in; if `exact` in that
 /// of the sums in f64, which have no levels.
-#[inline(never)]
-fn walk(grid: &Grid, lanes: usize, g: usize, exact: bool, to: &mut dyn Visitor) {
+#[inline(always)]
+fn walk(grid: &Grid, at: &Cursor, to: &mut dyn Visitor) {
     match grid {
-        Grid::Planes(geo) => {
-            let (first, end) = geo.blocks(g);
-            // Blocks and their lanes, or lanes and their blocks.
-            let (outer, inner) = if exact { (lanes, end - first) } else { (end - first, lanes) };
-            for i in 0..outer {
-                for j in 0..inner {
-                    let (lane, block) = if exact { (i, first + j) } else { (j, first + i) };
-                    plane_lane(geo, lanes, block, lane, exact, to);
-                    if !exact {
-                        to.end_lane(lane, lanes);
-                    }
-                }
-                if exact {
-                    to.end_lane(i, lanes);
-                } else {
-                    to.end_lanes();
-                }
-            }
-            if exact {
-                to.end_lanes();
+        Grid::Planes(geo) => walk_planes(geo, at, to),
+        Grid::Rows(geo) => walk_rows(geo, at, to),
+    }
+}
+
+#[inline(never)]
+fn walk_planes(geo: &Planes, at: &Cursor, to: &mut dyn Visitor) {
+    // Blocks and their lanes, or lanes and their blocks.
+    let (first, end) = geo.blocks(at.cell.get());
+    if at.exact.get() {
+        at.outer.start(0, at.lanes.get());
+    } else {
+        at.outer.start(first, end);
+    }
+    while let Some(i) = at.outer.step() {
+        if at.exact.get() {
+            let (first, end) = geo.blocks(at.cell.get());
+            at.inner.start(first, end);
+        } else {
+            at.inner.start(0, at.lanes.get());
+        }
+        while let Some(j) = at.inner.step() {
+            let geo = black_box(geo);
+            let (lane, block) = if at.exact.get() { (i, j) } else { (j, at.outer.now()) };
+            plane_lane(geo, block, lane, at, to);
+            if !at.exact.get() {
+                at.lane.start(at.inner.now(), at.lanes.get());
+                to.end(End::Lane);
             }
         }
-        Grid::Rows(geo) => {
-            if exact {
-                let (v0, v1) = geo.cell_visits(g);
-                for v in v0..v1 {
-                    let visit = geo.visits.get(v);
-                    for t in 0..visit.count {
-                        for f in 0..geo.fold {
-                            let item = visit.item(t) * geo.fold + f;
-                            to.elements(Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
-                        }
-                    }
-                }
-                to.end_lane(0, 1);
-                to.end_lanes();
-            } else {
-                for f in 0..geo.fold {
-                    for a in 0..geo.adjacent {
-                        row_lane(geo, g, f, a, to);
-                        to.end_lanes();
-                    }
-                }
-            }
-            for row in 0..geo.rest_of(g) {
-                let item = geo.folded * geo.fold + row;
-                to.rest(Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
-            }
+        if at.exact.get() {
+            at.lane.start(at.outer.now(), at.lanes.get());
+            to.end(End::Lane);
+        } else {
+            to.end(End::Lanes);
         }
+    }
+    if at.exact.get() {
+        to.end(End::Lanes);
     }
 }
 
 /// One lane of a block of planes: number `i` in the order in which a tree of them is added up in a few sums.
 #[inline(always)]
-fn plane_lane(geo: &Planes, lanes: usize, block: usize, i: usize, exact: bool, to: &mut dyn Visitor) {
+fn plane_lane(geo: &Planes, block: usize, i: usize, at: &Cursor, to: &mut dyn Visitor) {
+    let lanes = at.lanes.get();
     let lane = (i.reverse_bits() >> 1) >> (usize::BITS - 1 - lanes.trailing_zeros());
+    at.shift.set(lane);
     let piece = geo.piece(rem(block, geo.pieces), lanes);
+    at.piece[0].set(piece.first);
+    at.piece[1].set(piece.vectors);
     let (v0, v1) = geo.block_visits(div(block, geo.pieces));
-    let whole = div(geo.positions, lanes);
-    let runs = if geo.spanning || exact { 1 } else { piece.vectors.div_ceil(CHAIN) };
-    for v in v0..v1 {
-        let visit = geo.visits.get(v);
-        for run in 0..runs {
-            let (from, end) = (part(piece.vectors, runs, run), part(piece.vectors, runs, run + 1));
-            for t in 0..visit.count {
-                let (item, first, end) = (visit.item(t), piece.first + from, piece.first + end);
+    at.visit.start(v0, v1);
+    while let Some(v) = at.visit.step() {
+        let vectors = at.piece[1].get();
+        at.run.start(0, if geo.spanning || at.exact.get() { 1 } else { vectors.div_ceil(CHAIN) });
+        let count = geo.visits.get(v).count;
+        while at.run.step().is_some() {
+            at.item.start(0, count);
+            while let Some(t) = at.item.step() {
+                let geo = black_box(geo);
+                let (lanes, lane) = (at.lanes.get(), at.shift.get());
+                let item = geo.visits.get(at.visit.now()).item(t);
+                let (first, vectors, runs) = (at.piece[0].get(), at.piece[1].get(), at.run.end.get());
+                let (first, end) =
+                    (first + part(vectors, runs, at.run.now()), first + part(vectors, runs, at.run.now() + 1));
+                let whole = div(geo.positions, lanes);
                 let position = first * lanes + lane;
                 let count = end.min(whole).saturating_sub(first);
-                to.elements(Series { positions: lanes, count, ..Series::one(item, position) });
+                to.elements(&Series { positions: lanes, count, ..Series::one(item, position) });
                 // The last vector overlaps its neighbour, if it is not whole.
                 let last = geo.positions - lanes + lane;
                 if end > whole && last >= whole * lanes {
-                    to.elements(Series::one(item, last));
+                    to.elements(&Series::one(item, last));
                 }
                 if !geo.spanning {
-                    to.end_chain();
+                    to.end(End::Chain);
                 }
             }
             if geo.spanning {
-                to.end_chain();
+                to.end(End::Chain);
             }
         }
     }
 }
 
-/// One virtual channel of a cell of rows.
-fn row_lane(geo: &Rows, g: usize, f: usize, a: usize, to: &mut dyn Visitor) {
-    let (first, end) = geo.cell_blocks(g);
-    for block in first..end {
-        let (v0, v1) = geo.block_visits(block);
-        for v in v0..v1 {
-            let visit = geo.visits.get(v);
-            let (item, items) = (visit.first * geo.fold + f, visit.step * geo.fold);
-            to.elements(Series { items, count: visit.count, ..Series::one(item, a) });
-            if rem(v - v0, ROW_CHAIN) + 1 == ROW_CHAIN || v + 1 == v1 {
-                to.end_chain();
+#[inline(never)]
+fn walk_rows(geo: &Rows, at: &Cursor, to: &mut dyn Visitor) {
+    if at.exact.get() {
+        let (v0, v1) = geo.cell_visits(at.cell.get());
+        at.visit.start(v0, v1);
+        while let Some(v) = at.visit.step() {
+            at.item.start(0, geo.visits.get(v).count);
+            while let Some(t) = at.item.step() {
+                at.inner.start(0, geo.fold);
+                while let Some(f) = at.inner.step() {
+                    let geo = black_box(geo);
+                    let item = geo.visits.get(at.visit.now()).item(t) * geo.fold + f;
+                    to.elements(&Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
+                }
             }
         }
-        to.end_lane(0, 1);
+        at.lane.start(0, 1);
+        to.end(End::Lane);
+        to.end(End::Lanes);
+    } else {
+        // Virtual channels.
+        at.outer.start(0, geo.fold);
+        while at.outer.step().is_some() {
+            at.inner.start(0, geo.adjacent);
+            while at.inner.step().is_some() {
+                let geo = black_box(geo);
+                let (first, end) = geo.cell_blocks(at.cell.get());
+                at.run.start(first, end);
+                while let Some(block) = at.run.step() {
+                    let (v0, v1) = geo.block_visits(block);
+                    at.visit.start(v0, v1);
+                    at.piece[0].set(v0);
+                    while let Some(v) = at.visit.step() {
+                        let geo = black_box(geo);
+                        let visit = geo.visits.get(v);
+                        let (item, items) = (visit.first * geo.fold + at.outer.now(), visit.step * geo.fold);
+                        let position = at.inner.now();
+                        to.elements(&Series { items, count: visit.count, ..Series::one(item, position) });
+                        if rem(at.visit.now() - at.piece[0].get(), ROW_CHAIN) + 1 == ROW_CHAIN || at.visit.last() {
+                            to.end(End::Chain);
+                        }
+                    }
+                    at.lane.start(0, 1);
+                    to.end(End::Lane);
+                }
+                to.end(End::Lanes);
+            }
+        }
+    }
+    at.item.start(0, geo.rest_of(at.cell.get()));
+    while let Some(row) = at.item.step() {
+        let item = geo.folded * geo.fold + row;
+        to.rest(&Series { positions: 1, count: geo.adjacent, ..Series::one(item, 0) });
     }
 }
 
@@ -273,11 +393,13 @@ struct Sums<'a, E: Element, R, const I: usize, const J: usize, const K: usize, c
     channel: usize,
     /// Whether lanes are added up in a tree, or one after the other.
     tree: bool,
-    /// Whether all is done in f64.
-    exact: bool,
+    /// Whether items are evenly spaced: rows of several images need not be.
+    even: bool,
+    how: How,
     /// Whether all elements so far are the pivot.
     same: bool,
-    state: &'a mut State<Compute<E>, K, N>,
+    cursor: &'a Cursor,
+    state: &'a mut Numbers<Compute<E>, K, N>,
 }
 
 impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Sums<'_, E, R, I, J, K, N>
@@ -286,9 +408,10 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     /// Sums all elements of the cell.
-    fn walk(&mut self, grid: &Grid, g: usize) {
+    #[inline(always)]
+    fn walk(&mut self, grid: &Grid) {
         (self.state.result, self.same) = ([0.0; N], true);
-        walk(grid, Compute::<E>::LANES, g, self.exact, self);
+        walk(grid, self.cursor, self);
     }
 
     // What is done between walks is in functions of its own, whose numbers are not on the stack while one goes on (130
@@ -296,12 +419,12 @@ where
 
     /// Settles the sums of a walk, if they are good; else there may be a better pivot.
     #[inline(never)]
-    fn judge(&mut self, n: f64) -> Judgement {
-        if self.op.good(&self.state.result, n) {
-            self.settle(n);
+    fn judge(&mut self) -> Judgement {
+        if self.op.good(&self.state.result, self.state.n) {
+            self.settle();
             return Judgement::Good;
         }
-        match R::repivot(self.state.k, &self.state.result, n) {
+        match R::repivot(self.state.k, &self.state.result, self.state.n) {
             Some(better) => {
                 self.state.narrow[0] = better;
                 Judgement::Again
@@ -312,70 +435,98 @@ where
 
     /// Settles the sums of a walk in f64, if it was the last one.
     #[inline(never)]
-    fn next(&mut self, pass: usize, n: f64) -> bool {
+    fn next(&mut self, pass: usize) -> bool {
         let none = pass == 0 && self.op.zero_at_pivot() && self.same;
         if none {
             // Beside an infinite value the sums would be 0·∞.
             self.state.result = [0.0; N];
         } else if pass + 1 < R::PASSES {
-            self.state.k = R::recentre(self.state.k, self.state.result, 1.0 / n);
+            self.state.k = R::recentre(self.state.k, self.state.result, 1.0 / self.state.n);
             return false;
         }
-        self.settle(n);
+        self.settle();
         true
     }
 
-    fn settle(&mut self, n: f64) {
-        self.state.result = R::settle(self.state.k, self.state.result, 1.0 / n);
+    fn settle(&mut self) {
+        self.state.result = R::settle(self.state.k, self.state.result, 1.0 / self.state.n);
     }
 
-    /// Goes through elements: the one place where they are read.
+    /// Goes through elements.
+    #[inline(always)]
+    fn add(&mut self, series: &Series, how: How) {
+        self.how = how;
+        if self.even || series.items == 0 { self.run(series) } else { self.one_by_one(series) }
+    }
+
+    /// Elements of items that are not evenly spaced.
     #[inline(never)]
-    fn add(&mut self, series: Series, how: How) {
-        let ready = self.op.ready(LANE);
-        let Series { mut item, items, position, positions, mut count } = series;
-        // Rows of several images need not be evenly spaced.
-        let mut even = true;
-        for place in self.from {
-            even &= place.per_image == 0 || items == 0;
+    fn one_by_one(&mut self, &Series { item, items, position, count, .. }: &Series) {
+        for i in 0..count {
+            self.run(&Series::one(item + i * items, position));
         }
-        let k = splat_all(LANE, &self.state.narrow);
-        while count > 0 {
-            let run = if even { count } else { 1 };
-            let (mut at, mut step) = ([core::ptr::null(); I], [0; I]);
+    }
+
+    /// Elements that are.
+    #[inline(never)]
+    fn run(&mut self, &Series { item, items, position, positions, count }: &Series) {
+        let (mut at, mut step) = ([core::ptr::null(); I], [0; I]);
+        for i in 0..I {
+            at[i] = self.from[i].at(item, self.channel, position).cast_const();
+            step[i] = items * self.from[i].inner + positions * self.from[i].step;
+        }
+        for _ in 0..count {
+            // SAFETY: `reduce`'s caller vouches for the places, the geometry for the elements.
+            let v = unsafe { self.values(&at) };
+            match self.how {
+                How::Sample => self.state.sample = v[R::PIVOT_OF],
+                How::Chain => self.chain(v),
+                How::Exactly | How::Rest => self.exactly(v),
+            }
             for i in 0..I {
-                at[i] = self.from[i].at(item, self.channel, position).cast_const();
-                step[i] = items * self.from[i].inner + positions * self.from[i].step;
+                at[i] = at[i].wrapping_add(step[i]);
             }
-            for _ in 0..run {
-                // SAFETY: `reduce`'s caller vouches for the places, the geometry for the elements.
-                let v = R::values(&ready, unsafe { load_all(LANE, &at, 0) });
-                match how {
-                    How::Sample => self.state.sample = first(v[R::PIVOT_OF]),
-                    How::Chain => {
-                        let a = R::addends(v, k);
-                        for n in 0..N {
-                            self.state.chain[n] = self.state.chain[n] + first(a[n]);
-                        }
-                    }
-                    How::Exactly | How::Rest => {
-                        let mut x = [0.0; J];
-                        for j in 0..J {
-                            x[j] = first(v[j]).to_f64();
-                        }
-                        self.same &= same(x[R::PIVOT_OF], self.state.k[0]);
-                        let a = R::addends(x, self.state.k);
-                        let sums = if how == How::Rest { &mut self.state.result } else { &mut self.state.wide };
-                        for n in 0..N {
-                            sums[n] += a[n];
-                        }
-                    }
-                }
-                for i in 0..I {
-                    at[i] = at[i].wrapping_add(step[i]);
-                }
-            }
-            (item, count) = (item + items, count - run);
+        }
+    }
+
+    /// Reads an element: the one place where that is done.
+    ///
+    /// # Safety
+    /// The addresses are valid for reading.
+    #[inline(never)]
+    unsafe fn values(&self, at: &[*const E; I]) -> [Compute<E>; J] {
+        let ready = self.op.ready::<One<E>>(LANE);
+        // SAFETY: by the caller.
+        let v = R::values(&ready, unsafe { load_all(LANE, at, 0) });
+        let mut x = [Compute::<E>::ZERO; J];
+        for j in 0..J {
+            x[j] = first(v[j]);
+        }
+        x
+    }
+
+    /// Adds an element to the chain.
+    #[inline(always)]
+    fn chain(&mut self, v: [Compute<E>; J]) {
+        let (v, k): ([One<E>; J], _) = (splat_all(LANE, &v), splat_all(LANE, &self.state.narrow));
+        let a = R::addends(v, k);
+        for n in 0..N {
+            self.state.chain[n] = self.state.chain[n] + first(a[n]);
+        }
+    }
+
+    /// Adds an element in f64: to the result, or to the sums of the walk.
+    #[inline(never)]
+    fn exactly(&mut self, v: [Compute<E>; J]) {
+        let mut x = [0.0; J];
+        for j in 0..J {
+            x[j] = v[j].to_f64();
+        }
+        self.same &= same(x[R::PIVOT_OF], self.state.k[0]);
+        let a = R::addends(x, self.state.k);
+        let sums = if self.how == How::Rest { &mut self.state.result } else { &mut self.state.wide };
+        for n in 0..N {
+            sums[n] += a[n];
         }
     }
 
@@ -398,7 +549,7 @@ where
                 Grid::Rows(geo) if geo.rest > 0 => (geo.folded * geo.fold, 0),
                 Grid::Rows(_) => return zero,
             };
-            self.add(Series::one(item, position), How::Sample);
+            self.add(&Series::one(item, position), How::Sample);
             self.state.samples[i] = self.state.sample;
             if visits.0 == visits.1 {
                 samples = 1;
@@ -438,48 +589,68 @@ where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    fn elements(&mut self, series: Series) {
-        self.add(series, if self.exact { How::Exactly } else { How::Chain });
+    fn elements(&mut self, series: &Series) {
+        self.add(series, if self.cursor.exact.get() { How::Exactly } else { How::Chain });
     }
 
-    fn rest(&mut self, series: Series) {
+    fn rest(&mut self, series: &Series) {
         self.add(series, How::Rest);
     }
 
-    fn end_chain(&mut self) {
-        for n in 0..N {
-            self.state.sum[n] = self.state.sum[n] + self.state.chain[n];
-            self.state.chain[n] = Compute::<E>::ZERO;
-        }
-    }
-
-    fn end_lane(&mut self, i: usize, lanes: usize) {
+    fn end(&mut self, of: End) {
         let root = PARTS - 1;
         for n in 0..N {
-            let mut sum = if self.exact { self.state.wide[n] } else { self.state.sum[n].to_f64() };
-            (self.state.wide[n], self.state.sum[n]) = (0.0, Compute::<E>::ZERO);
-            let mut level = 0;
-            while level < root && (i >> level) & 1 == 1 {
-                sum += self.state.parts[level][n];
-                level += 1;
+            let state = &mut *self.state;
+            match of {
+                End::Chain => {
+                    state.sum[n] = state.sum[n] + state.chain[n];
+                    state.chain[n] = Compute::<E>::ZERO;
+                }
+                End::Lane => {
+                    let (i, lanes) = (self.cursor.lane.next.get(), self.cursor.lane.end.get());
+                    let mut sum = if self.cursor.exact.get() { state.wide[n] } else { state.sum[n].to_f64() };
+                    (state.wide[n], state.sum[n]) = (0.0, Compute::<E>::ZERO);
+                    let mut level = 0;
+                    while level < root && (i >> level) & 1 == 1 {
+                        sum += state.parts[level][n];
+                        level += 1;
+                    }
+                    if i + 1 < lanes {
+                        state.parts[level.min(root)][n] = sum;
+                    } else {
+                        state.parts[root][n] += sum;
+                    }
+                }
+                End::Lanes => {
+                    state.result[n] += state.parts[root][n];
+                    state.parts[root][n] = 0.0;
+                }
             }
-            if i + 1 < lanes {
-                self.state.parts[level.min(root)][n] = sum;
-            } else {
-                self.state.parts[root][n] += sum;
-            }
-        }
-    }
-
-    fn end_lanes(&mut self) {
-        for n in 0..N {
-            self.state.result[n] += self.state.parts[PARTS - 1][n];
-            self.state.parts[PARTS - 1][n] = 0.0;
         }
     }
 }
 
-/// Maps a channel.
+/// [`map`] in a function of its own: what constants are made with is not on the stack meanwhile.
+///
+/// # Safety
+/// As there.
+#[inline(never)]
+pub(crate) unsafe fn map_apart<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
+    op: &M,
+    k: &Coefficients<Compute<E>, K>,
+    from: &[Place<E>; I],
+    to: &[Place<E>; O],
+    shape: &Shape,
+    channel: usize,
+) where
+    E: Element,
+    M: Map<E, I, J, K, O>,
+{
+    // SAFETY: by the caller.
+    unsafe { map(op, k, from, to, shape, channel) }
+}
+
+/// Maps a channel, whose constants are `k`.
 ///
 /// # Safety
 /// The inputs are valid for reading and the outputs for writing the whole tensor; an output either is one of the
@@ -487,6 +658,7 @@ where
 #[inline(always)]
 pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, const O: usize>(
     op: &M,
+    k: &Coefficients<Compute<E>, K>,
     from: &[Place<E>; I],
     to: &[Place<E>; O],
     shape: &Shape,
@@ -496,7 +668,6 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
     M: Map<E, I, J, K, O>,
 {
     let ready = op.ready::<One<E>>(LANE);
-    let k = op.coefficients(channel);
     let safe = !M::EXACT || k.safe;
     // Images of one position each are a run themselves.
     let (runs, run) = if shape.spatial() == 1 { (1, shape.batch()) } else { (shape.batch(), shape.spatial()) };
@@ -513,7 +684,7 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
             let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
             let (mut sum, mut first) = (op.join(v, M::formula(v, splat_all(LANE, &k.narrow))), None);
             if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
-                first = again(op, v, &mut sum, &k);
+                first = again(op, v, &mut sum, k);
             }
             let mut out = M::outputs(&ready, v, sum);
             out[0] = first.unwrap_or(out[0]);
