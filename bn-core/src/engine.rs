@@ -356,9 +356,10 @@ impl Engine {
             return run.phase(self.width(run), band.end - band.first, 0, &|c, _| {
                 let channel = band.first + c;
                 let k = op.coefficients(channel);
-                // SAFETY: by the caller. The backward pass has the less stack, the others the less code (80 bytes).
+                // SAFETY: by the caller. A function of its own for the backward pass's sake, which has the deepest stack, and
+                // where there is room for the 80 bytes.
                 unsafe {
-                    if const { K > 3 } {
+                    if const { K > 3 || !M::EXACT } {
                         scalar::map_apart(op, &k, from, to, &self.shape, channel);
                     } else {
                         scalar::map(op, &k, from, to, &self.shape, channel);
