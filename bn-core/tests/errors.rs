@@ -609,7 +609,7 @@ fn workspace() {
 }
 
 /// The smallest workspace is what the documentation says: at most 1024 words, for any number of
-/// channels; and "best" is never less.
+/// channels; and "best" is never less, and no more than the documentation says.
 #[test]
 fn workspace_sizes() {
     for layout in [Layout::Nchw, Layout::Nhwc] {
@@ -621,6 +621,9 @@ fn workspace_sizes() {
                         assert!(min(op) <= 1024, "{shape:?} {op:?}: {}", min(op));
                         for width in [0, 1, 2, 64] {
                             assert!(best(op, width) >= min(op), "{shape:?} {op:?} {width}");
+                            let per_channel = if width > 1 { 96 } else { 64 } + 3;
+                            let most = 8192 * width.max(1) + per_channel * channels;
+                            assert!(best(op, width) <= most, "{shape:?} {op:?} {width}: {}", best(op, width));
                         }
                     }
                 };

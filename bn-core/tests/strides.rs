@@ -165,6 +165,17 @@ fn any_strides() {
     }
 }
 
+/// What looks like planes without gaps, as its positions are as far apart as there are positions.
+#[test]
+fn positions_as_far_apart_as_there_are_some() {
+    let inner = 37;
+    let far = Stride { batch: 0, inner };
+    let strides = Strides { x: far, y: far, residual: far, dy: far, dx: far, dresidual: far };
+    for isa in Isa::available() {
+        check::<f32>(Shape::nhwc(3, 1, &[inner]).unwrap(), strides, Activation::Relu, true, 1, isa);
+    }
+}
+
 /// nChw8c: a block of eight channels at a time, as NHWC.
 #[test]
 fn blocked_layout() {

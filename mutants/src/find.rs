@@ -24,6 +24,12 @@ pub struct Mutant {
     pub edit: Option<Edit>,
 }
 
+impl std::fmt::Display for Mutant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{} {}: {}", self.file, self.line, self.function, self.what)
+    }
+}
+
 /// What is written in its place, as ranges of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Edit {

@@ -42,6 +42,9 @@ struct Arguments {
     /// Only these numbers of the draw.
     #[arg(long, value_delimiter = ',')]
     only: Vec<usize>,
+    /// Tests that take longer, in seconds, run only for the mutants that the others leave.
+    #[arg(long, default_value_t = 2.0)]
+    quick: f64,
     /// Mutants at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -55,10 +58,6 @@ struct Arguments {
 
 /// Files that are run only with `--single`.
 const SINGLE: [&str; 2] = ["layout/scalar.rs", "lanes/single.rs"];
-
-fn describe(m: &Mutant) -> String {
-    format!("{} {}:{} {}: {}", m.id, m.file, m.line, m.function, m.what)
-}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -81,11 +80,11 @@ fn main() -> Result<()> {
     let count = drawn.len();
     println!("{total} mutants, and {} in constants; {eligible} to draw from; {count} drawn", found.in_consts);
     if arguments.list {
-        drawn.iter().for_each(|m| println!("{}", describe(m)));
+        drawn.iter().for_each(|m| println!("{} {m}", m.id));
         return Ok(());
     }
 
-    let not_viable = tree.settle(&mut drawn)?;
+    let not_viable = tree.settle(&mut drawn, &work.join("not-viable.json"))?;
     println!("{not_viable} do not compile; {} do", drawn.len());
     let targets: &[&str] = if arguments.single {
         &["-p", "bn-core", "--test", "sizes", "--test", "strides", "--test", "tasks", "--test", "extremes"]
@@ -96,25 +95,44 @@ fn main() -> Result<()> {
     let mut tests = tree.tests(targets)?;
     println!("built in {:.0?}", start.elapsed());
     run::measure(&mut tests, &work, arguments.jobs)?;
-    tests.sort_by_key(|t| t.time);
-    let time: Duration = tests.iter().map(|t| t.time).sum();
-    println!("{} tests, which take {time:.0?}", tests.len());
+    tests.sort_by(|a, b| a.time.total_cmp(&b.time));
+    let time: f64 = tests.iter().map(|t| t.time).sum();
+    let slow = tests.split_off(tests.partition_point(|t| t.time < arguments.quick));
+    println!("{} tests, which take {time:.0} s; {} of them are slow", tests.len() + slow.len(), slow.len());
 
     drawn.retain(|m| arguments.only.is_empty() || arguments.only.contains(&m.id));
     let log = Mutex::new(std::fs::File::options().create(true).append(true).open(work.join("results.jsonl"))?);
     let start = Instant::now();
-    let outcomes = run::in_parallel(drawn.len(), arguments.jobs, |i| {
-        if start.elapsed() > Duration::from_secs(60 * arguments.minutes) {
-            return Ok(None);
-        }
-        let outcome = judge(&drawn[i], &tests)?;
-        let mut line = serde_json::to_value(&drawn[i])?;
-        line["outcome"] = json!(outcome);
-        println!("{}: {outcome}", describe(&drawn[i]));
-        writeln!(log.lock().expect("no panic"), "{line}")?;
-        Ok(Some(outcome))
-    });
-    report(&drawn, outcomes)
+    let judge_all = |drawn: &[Mutant], tests: &[Test]| {
+        run::in_parallel(drawn.len(), arguments.jobs, |i| {
+            if start.elapsed() > Duration::from_secs(60 * arguments.minutes) {
+                return Ok(None);
+            }
+            let outcome = judge(&drawn[i], tests)?;
+            println!("{} {}: {outcome}", drawn[i].id, drawn[i]);
+            let mut line = serde_json::to_value(&drawn[i])?;
+            line["outcome"] = json!(outcome);
+            writeln!(log.lock().expect("no panic"), "{line}")?;
+            Ok(Some(outcome))
+        })
+        .into_iter()
+        .collect::<Result<Vec<_>>>()
+    };
+    let mut outcomes = judge_all(&drawn, &tests)?;
+    println!("\nSlow tests, for those that are left:");
+    let open = |o: &Option<String>| o.as_ref().is_some_and(|o| !o.starts_with("caught"));
+    let left: Vec<usize> = (0..drawn.len()).filter(|&i| open(&outcomes[i])).collect();
+    let again: Vec<Mutant> = left.iter().map(|&i| drawn[i].clone()).collect();
+    for (i, outcome) in left.into_iter().zip(judge_all(&again, &slow)?) {
+        let quick = outcomes[i].take().unwrap_or_default();
+        outcomes[i] = Some(match outcome {
+            Some(o) if o.starts_with("caught") => o,
+            Some(o) => format!("{quick}, and {o} of the slow ones"),
+            None => format!("{quick}; the slow ones were not run"),
+        });
+    }
+    report(&drawn, outcomes);
+    Ok(())
 }
 
 /// What became of a mutant, and which test saw it.
@@ -123,7 +141,7 @@ fn judge(mutant: &Mutant, tests: &[Test]) -> Result<String> {
     let mut coming_by = 0;
     for test in tests.iter().filter(|t| t.reaches.contains(&mutant.id)) {
         coming_by += 1;
-        let limit = (test.time * 5).max(Duration::from_secs(20));
+        let limit = Duration::from_secs_f64((5.0 * test.time).max(20.0));
         match run::run(test, &[("BN_MUTANT", &id)], limit)? {
             Outcome::Passed => {}
             Outcome::Failed => return Ok(format!("caught by {}", test.title())),
@@ -133,16 +151,16 @@ fn judge(mutant: &Mutant, tests: &[Test]) -> Result<String> {
     Ok(if coming_by == 0 { "not run".into() } else { format!("not caught by {coming_by} tests") })
 }
 
-fn report(drawn: &[Mutant], outcomes: Vec<Result<Option<String>>>) -> Result<()> {
+fn report(drawn: &[Mutant], outcomes: Vec<Option<String>>) {
     let (mut by_file, mut survivors, mut run, mut caught) = (BTreeMap::new(), vec![], 0, 0);
     for (mutant, outcome) in drawn.iter().zip(outcomes) {
-        let Some(outcome) = outcome? else { continue };
+        let Some(outcome) = outcome else { continue };
         let file: &mut (usize, usize) = by_file.entry(&mutant.file).or_default();
         (run, file.1) = (run + 1, file.1 + 1);
         if outcome.starts_with("caught") {
             (caught, file.0) = (caught + 1, file.0 + 1);
         } else {
-            survivors.push(format!("{}: {outcome}", describe(mutant)));
+            survivors.push(format!("{} {mutant}: {outcome}", mutant.id));
         }
     }
     println!("\nCaught, by file:");
@@ -152,5 +170,4 @@ fn report(drawn: &[Mutant], outcomes: Vec<Result<Option<String>>>) -> Result<()>
     println!("\nNot caught:");
     survivors.iter().for_each(|s| println!("{s}"));
     println!("\n{caught} of {run} caught ({:.1} %)", 100.0 * caught as f64 / run.max(1) as f64);
-    Ok(())
 }

@@ -1,20 +1,21 @@
 //! The tests, one by one, with a mutant or without.
 
 use anyhow::{Context, Result, ensure};
-use std::collections::HashSet;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A test, how long it takes, and which mutants it comes by.
-#[derive(Clone, Debug)]
+/// A test, how many seconds it takes, and which mutants it comes by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Test {
     pub executable: PathBuf,
     pub package: PathBuf,
     pub name: String,
-    pub time: Duration,
+    pub time: f64,
     pub reaches: HashSet<usize>,
 }
 
@@ -73,23 +74,36 @@ pub fn run(test: &Test, env: &[(&str, &str)], limit: Duration) -> Result<Outcome
     }
 }
 
-/// Runs every test without a mutant: it must pass. Says how long it takes and what it comes by.
-pub fn measure(tests: &mut [Test], scratch: &Path, jobs: usize) -> Result<()> {
+/// Runs every test without a mutant: it must pass. Says how long it takes and what it comes by. What is known from an
+/// earlier run of the same executables is taken from there.
+pub fn measure(tests: &mut [Test], work: &Path, jobs: usize) -> Result<()> {
+    let kept = work.join("tests.json");
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified());
+    let mut known: HashMap<(PathBuf, String), Test> = HashMap::new();
+    if let Ok(text) = std::fs::read(&kept) {
+        for test in serde_json::from_slice::<Vec<Test>>(&text)? {
+            if modified(&test.executable).is_ok_and(|m| modified(&kept).is_ok_and(|k| m < k)) {
+                known.insert((test.executable.clone(), test.name.clone()), test);
+            }
+        }
+    }
     let done = in_parallel(tests.len(), jobs, |i| {
-        let file = scratch.join(format!("reached-{i}"));
+        if let Some(test) = known.get(&(tests[i].executable.clone(), tests[i].name.clone())) {
+            return Ok((test.time, test.reaches.clone()));
+        }
+        let file = work.join(format!("reached-{i}"));
         let _ = std::fs::remove_file(&file);
         let env = [("BN_MUTANT", "all"), ("BN_MUTANT_REACHED", file.to_str().context("a path")?)];
-        let limit = Duration::from_secs(600);
-        ensure!(run(&tests[i], &env, limit)? == Outcome::Passed, "{} fails without a mutant", tests[i].title());
         let start = Instant::now();
-        ensure!(run(&tests[i], &[], limit)? == Outcome::Passed, "{} fails without a mutant", tests[i].title());
+        let outcome = run(&tests[i], &env, Duration::from_secs(900))?;
+        ensure!(outcome == Outcome::Passed, "{} fails without a mutant", tests[i].title());
         let ids = std::fs::read_to_string(&file).unwrap_or_default();
-        Ok((start.elapsed(), ids.lines().filter_map(|l| l.parse().ok()).collect()))
+        Ok((start.elapsed().as_secs_f64(), ids.lines().filter_map(|l| l.parse().ok()).collect()))
     });
     for (test, measured) in tests.iter_mut().zip(done) {
         (test.time, test.reaches) = measured?;
     }
-    Ok(())
+    Ok(std::fs::write(kept, serde_json::to_vec(tests)?)?)
 }
 
 /// Calls a function for each number, a few at a time, in order.

@@ -77,19 +77,27 @@ impl Tree {
         Ok((out.status.success(), lines.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()))
     }
 
-    /// Leaves out, until the rest compiles, those that do not. Gives how many.
-    pub fn settle(&self, mutants: &mut Vec<Mutant>) -> Result<usize> {
+    /// Leaves out, until the rest compiles, those that do not, and gives how many. Those of earlier runs are known: what
+    /// is written twice is built twice.
+    pub fn settle(&self, mutants: &mut Vec<Mutant>, kept: &Path) -> Result<usize> {
         let drawn = mutants.len();
+        let mut known: HashSet<String> = match std::fs::read(kept) {
+            Ok(text) => serde_json::from_slice(&text)?,
+            Err(_) => HashSet::new(),
+        };
+        mutants.retain(|m| !known.contains(&m.to_string()));
         loop {
             self.write(mutants)?;
             let (good, said) = self.cargo(&["check", "-p", "bn-core", "--lib"])?;
             if good {
+                std::fs::write(kept, serde_json::to_vec(&known)?)?;
                 return Ok(drawn - mutants.len());
             }
             let wrong = self.blamed(&said)?;
             ensure!(!wrong.is_empty(), "bn-core does not compile, and no mutant is to blame");
             for m in mutants.iter().filter(|m| wrong.contains(&m.id)) {
-                eprintln!("not viable: {}", crate::describe(m));
+                eprintln!("not viable: {m}");
+                known.insert(m.to_string());
             }
             mutants.retain(|m| !wrong.contains(&m.id));
         }
@@ -142,7 +150,7 @@ impl Tree {
         for (executable, package) in executables {
             for name in list(&executable, &package)? {
                 let (executable, package) = (executable.clone(), package.clone());
-                tests.push(Test { executable, package, name, time: Default::default(), reaches: HashSet::new() });
+                tests.push(Test { executable, package, name, time: 0.0, reaches: HashSet::new() });
             }
         }
         Ok(tests)
