@@ -2,7 +2,7 @@
 //! formula in f32, one beyond them those of the formula in f64.
 
 mod common;
-use bn_core::{Affine, BatchNorm, Isa, Moments, Op, Run, Shape};
+use bn_core::{Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Moments, Op, Run, Shape, Statistics};
 use common::Random;
 
 /// 2ᵏ.
@@ -101,6 +101,104 @@ fn inference() {
             bn.inference(&x, None, by, &mean, &var, &mut y[..], Run::serial(&mut ws)).unwrap();
             let formulas = formulas(&x, mean[0].into(), scale, beta[0].into());
             check(&y, formulas, expected, &format!("{isa:?}, mean {:e}, γ {:e}, β {:e}", mean[0], gamma[0], beta[0]));
+        }
+    }
+}
+
+/// Both formulas of dx: from x and its mean, or y and β.
+fn backward_formulas(x: &[f32], dy: &[f32], [e, mean, c, s]: [f64; 4]) -> [Vec<u32>; 2] {
+    let [e_high, high, c_narrow, s_narrow] = [e, mean, c, s].map(|v| v as f32);
+    let b = ((e - f64::from(e_high)) - (mean - f64::from(high)) * c) as f32;
+    let narrow = |(&x, &dy): (&f32, &f32)| (((dy - e_high) - ((x - high) * c_narrow + b)) * s_narrow).to_bits();
+    let wide = |(&x, &dy): (&f32, &f32)| (((f64::from(dy) - e) - (f64::from(x) - mean) * c) * s) as f32;
+    [x.iter().zip(dy).map(narrow).collect(), x.iter().zip(dy).map(|v| wide(v).to_bits()).collect()]
+}
+
+/// 2⁻¹²⁰ ≤ |s|, |c| ≤ 2¹²⁰, |c|·σ ≥ 2⁻¹⁰⁰, |E| and |b| ≤ 2¹²⁰, σ·√n ≤ 2¹²⁵; and with c = 0 |b| ≥ 2⁻¹²⁰.
+#[test]
+fn backward() {
+    const N: usize = 64;
+    // How many values the statistics are of, their mean and deviation, γ, E and c.
+    for (count, mean, sigma, gamma, e, c, expected) in [
+        (64, 0.3, 1.0, 1.0, 0.3, 0.3, In::F32),
+        // s.
+        (64, 0.0, power(119), 1.0, 0.3, power(-119), In::F32),
+        (64, 0.0, power(121), 1.0, 0.3, power(-119), In::F64),
+        (64, 0.3, 1.0, power(119), 0.3, 0.3, In::F32),
+        (64, 0.3, 1.0, power(121), 0.3, 0.3, In::F64),
+        // c.
+        (64, 0.3, power(30), 1.0, 0.0, 1.3 * power(-119), In::F32),
+        (64, 0.3, power(30), 1.0, 0.0, 1.3 * power(-121), In::F64),
+        (64, 0.0, power(-20), 1.0, 0.0, 1.3 * power(119), In::F32),
+        (64, 0.0, power(-20), 1.0, 0.0, 1.3 * power(120), In::F64),
+        (64, 0.3, 1.0, 1.0, 0.0, 1.3 * power(-100), In::F32),
+        (64, 0.3, 1.0, 1.0, 0.0, 1.3 * power(-101), In::F64),
+        // E.
+        (64, 0.3, 1.0, 1.0, 1.3 * power(119), 0.3, In::F32),
+        (64, 0.3, 1.0, 1.0, 1.3 * power(120), 0.3, In::F64),
+        // b: of the mean, and of E.
+        (64, 1.3 * power(100), power(80), 1.0, 0.0, power(20), In::F32),
+        (64, 1.3 * power(100), power(80), power(40), 0.0, power(60), In::F64),
+        (64, 0.3, 1.0, 1.0, 1.3 * power(-90), 0.0, In::F32),
+        (64, 0.3, 1.0, 1.0, 1.3 * power(-100), 0.0, In::F64),
+        // x − mean.
+        (4096, 0.0, power(118), power(10), 0.0, 1.3 * power(-100), In::F32),
+        (4096, 0.0, power(120), power(10), 0.0, 1.3 * power(-100), In::F64),
+    ] {
+        let x = normal(N, mean, sigma, 3);
+        let dy = normal(N, e, f64::max(e, c * sigma), 4);
+        let n = count as f64;
+        let moments = [Moments { count, mean, m2: sigma * sigma * n }];
+        let sums = [GradSums { dbeta: e * n, dot: c * n * sigma * sigma }];
+        let gamma = [gamma as f32];
+        let formulas = backward_formulas(&x, &dy, [e, mean, c, f64::from(gamma[0]) * (1.0 / sigma)]);
+        for isa in Isa::available() {
+            let bn = BatchNorm::<f32>::new(Shape::dense(N, 1).unwrap(), 0.0).unwrap().with_isa(isa);
+            let (mut dx, mut ws) = (vec![0.0; N], vec![0; bn.workspace_best(Op::Backward, 1)]);
+            let statistics = Statistics::Batch(&moments);
+            let input = BackwardInput { x: &x, y: None, dy: &dy, gamma: Some(&gamma), statistics };
+            let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
+            bn.backward_apply(input, &sums, output, Run::serial(&mut ws)).unwrap();
+            let what = format!("{isa:?}, n {n}, mean {mean:e}, σ {sigma:e}, γ {:e}, E {e:e}, c {c:e}", gamma[0]);
+            check(&dx, formulas.clone(), expected, &what);
+        }
+    }
+}
+
+/// The same where y is in the place of x: γ·x̂, whose deviation is γ, is in that of x − mean.
+#[test]
+fn from_output() {
+    // No power of two, by which division would be exact.
+    const N: usize = 62;
+    let mut r = Random(5);
+    let mut integers =
+        |unit: f64| -> Vec<f32> { (0..N).map(|_| ((r.below(65) as f64 - 32.0) * unit) as f32).collect() };
+    // σ, γ, and the units of y and dy.
+    for (sigma, gamma, y, dy, expected) in [
+        (1.0, 1.0, 1.0, 1.0, In::F32),
+        (power(123), power(10), 1.0, 1.0, In::F32),
+        (1.0, power(-16), power(-16), power(-80), In::F32),
+        (1.0, power(-16), power(-16), power(-108), In::F64),
+    ] {
+        let (mut y, dy) = (integers(y), integers(dy));
+        // β is their mean.
+        for i in 0..N / 2 {
+            y[N - 1 - i] = -y[i];
+        }
+        let moments = [Moments { count: N as u64, mean: 0.3, m2: sigma * sigma * N as f64 }];
+        // The sums are exact.
+        let s = gamma / sigma;
+        let e = dy.iter().map(|&v| f64::from(v)).sum::<f64>() / N as f64;
+        let dot = y.iter().zip(&dy).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum::<f64>() / s;
+        let formulas = backward_formulas(&y, &dy, [e, 0.0, dot / (N as f64 * sigma * sigma) / s, s]);
+        let gamma = [gamma as f32];
+        for isa in Isa::available() {
+            let bn = BatchNorm::<f32>::new(Shape::dense(N, 1).unwrap(), 0.0).unwrap().with_isa(isa);
+            let (mut dx, mut ws) = (vec![0.0; N], vec![0; bn.workspace_best(Op::Backward, 1)]);
+            let affine = Affine { gamma: Some(&gamma), beta: None };
+            let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
+            bn.backward_from_output(&y, &dy, affine, &moments, output, Run::serial(&mut ws)).unwrap();
+            check(&dx, formulas.clone(), expected, &format!("{isa:?}, σ {sigma:e}, γ {:e}", gamma[0]));
         }
     }
 }
