@@ -18,6 +18,8 @@ pub struct Mutant {
     /// Below `src`.
     pub file: String,
     pub line: usize,
+    /// From 1.
+    pub column: usize,
     pub function: String,
     pub what: String,
     #[serde(skip)]
@@ -26,7 +28,7 @@ pub struct Mutant {
 
 impl std::fmt::Display for Mutant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{} {}: {}", self.file, self.line, self.function, self.what)
+        write!(f, "{}:{}:{} {}: {}", self.file, self.line, self.column, self.function, self.what)
     }
 }
 
@@ -96,8 +98,9 @@ impl Walk<'_> {
             self.found.in_consts += 1;
             return;
         }
-        let (file, line, function) = (self.file.to_string(), span.start().line, self.path.join("::"));
-        self.found.mutants.push(Mutant { id: 0, file, line, function, what, edit: Some(edit) });
+        let (file, function) = (self.file.to_string(), self.path.join("::"));
+        let (line, column) = (span.start().line, span.start().column + 1);
+        self.found.mutants.push(Mutant { id: 0, file, line, column, function, what, edit: Some(edit) });
     }
 
     /// Whether this build has an item.

@@ -56,8 +56,10 @@ struct Arguments {
     list: bool,
 }
 
-/// Files that are run only with `--single`.
+/// Files that are run only with `--single`,
 const SINGLE: [&str; 2] = ["layout/scalar.rs", "lanes/single.rs"];
+/// and functions of others.
+const ALSO_SINGLE: [&str; 4] = ["Place::single", "Place::at", "Place::run", "take_in"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -72,7 +74,11 @@ fn main() -> Result<()> {
     let found = find::find(&tree.sources(), &tree.cfg()?)?;
     let total = found.mutants.len();
     let mut drawn = found.mutants;
-    drawn.retain(|m| SINGLE.contains(&m.file.as_str()) == arguments.single && m.file.contains(&arguments.file));
+    drawn.retain(|m| {
+        let single = SINGLE.contains(&m.file.as_str());
+        let also = arguments.single && ALSO_SINGLE.contains(&m.function.as_str());
+        (single == arguments.single || also) && m.file.contains(&arguments.file)
+    });
     let eligible = drawn.len();
     fastrand::Rng::with_seed(arguments.seed).shuffle(&mut drawn);
     drawn.truncate(arguments.count);

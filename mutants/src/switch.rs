@@ -5,16 +5,17 @@
 
 extern crate std;
 
-use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::{env, format, fs, string::String};
 
 const MOST: usize = 4096;
 const OFF: u8 = 0;
 const ON: u8 = 1;
-const ASKED_FOR: u8 = 2;
-const WAS_ASKED_FOR: u8 = 3;
+const WATCHED: u8 = 2;
 
 static STATES: [AtomicU8; MOST] = [const { AtomicU8::new(OFF) }; MOST];
+/// Those that were watched and asked for.
+static REACHED: [AtomicBool; MOST] = [const { AtomicBool::new(false) }; MOST];
 
 /// One byte that is nearly always 0: cheap enough for inner loops.
 #[inline(always)]
@@ -25,11 +26,15 @@ pub(crate) fn on(id: usize) -> bool {
 #[cold]
 #[inline(never)]
 fn decide(id: usize) -> bool {
-    let state = &STATES[id];
-    if state.load(Relaxed) == ASKED_FOR {
-        state.store(WAS_ASKED_FOR, Relaxed);
+    match STATES[id].load(Relaxed) {
+        WATCHED => {
+            REACHED[id].store(true, Relaxed);
+            // From now on it is as fast as if nobody had watched.
+            STATES[id].store(OFF, Relaxed);
+            false
+        }
+        state => state == ON,
     }
-    state.load(Relaxed) == ON
 }
 
 #[used]
@@ -43,7 +48,7 @@ unsafe extern "C" {
 extern "C" fn before_main() {
     match env::var("BN_MUTANT").as_deref() {
         Ok("all") => {
-            STATES.iter().for_each(|s| s.store(ASKED_FOR, Relaxed));
+            STATES.iter().for_each(|s| s.store(WATCHED, Relaxed));
             // SAFETY: the function of the C library, and one that lives as long as the program.
             unsafe { atexit(at_exit) };
         }
@@ -55,8 +60,8 @@ extern "C" fn before_main() {
 extern "C" fn at_exit() {
     let Some(path) = env::var_os("BN_MUTANT_REACHED") else { return };
     let mut ids = String::new();
-    for (id, state) in STATES.iter().enumerate() {
-        if state.load(Relaxed) == WAS_ASKED_FOR {
+    for (id, reached) in REACHED.iter().enumerate() {
+        if reached.load(Relaxed) {
             ids += &format!("{id}\n");
         }
     }
