@@ -1197,3 +1197,32 @@ fn outputs_have_room() {
     }
     assert_eq!(Output::from(&mut [0f64; 3]).len(), 3);
 }
+
+/// In debug builds: rounding that is not to nearest, and subnormals that are flushed.
+#[test]
+#[cfg(all(debug_assertions, target_arch = "x86_64"))]
+fn another_floating_point_environment() {
+    use std::arch::asm;
+    const DEFAULT: u32 = 0x1f80;
+    let bn = BatchNorm::<f32>::new(Shape::dense(4, 3).unwrap(), 1e-5).unwrap();
+    let fails_in = |mode: u32| {
+        let call = || {
+            let (mut y, mut moments, mut ws) = ([0.0; 12], [Moments::EMPTY; 3], [0; 1024]);
+            let run = Run::serial(&mut ws);
+            bn.forward_training(&[1.0; 12], None, Affine::NONE, &mut y[..], &mut moments, run).unwrap();
+        };
+        let set = |mode: u32| {
+            // SAFETY: reads the word; all exceptions stay masked.
+            unsafe { asm!("ldmxcsr [{}]", in(reg) &mode, options(nostack, readonly)) };
+        };
+        set(DEFAULT | mode);
+        let result = std::panic::catch_unwind(call);
+        set(DEFAULT);
+        result.is_err()
+    };
+    assert!(!fails_in(0));
+    // Denormals are zero; flush to zero; round down, up, towards zero.
+    for mode in [1 << 6, 1 << 15, 1 << 13, 2 << 13, 3 << 13] {
+        assert!(fails_in(mode), "{mode:#x}");
+    }
+}
