@@ -165,14 +165,16 @@ fn any_strides() {
     }
 }
 
-/// What looks like planes without gaps, as its positions are as far apart as there are positions.
+/// What looks like planes without gaps, as positions are as far apart as there are positions; and rows that are not evenly
+/// spaced, of images that are as far apart as the sum of both.
 #[test]
-fn positions_as_far_apart_as_there_are_some() {
-    let inner = 37;
-    let far = Stride { batch: 0, inner };
-    let strides = Strides { x: far, y: far, residual: far, dy: far, dx: far, dresidual: far };
+fn distances_that_are_other_numbers_too() {
+    let strides = |far: Stride| Strides { x: far, y: far, residual: far, dy: far, dx: far, dresidual: far };
     for isa in Isa::available() {
-        check::<f32>(Shape::nhwc(3, 1, &[inner]).unwrap(), strides, Activation::Relu, true, 1, isa);
+        let plane = strides(Stride { batch: 0, inner: 37 });
+        check::<f32>(Shape::nhwc(3, 1, &[37]).unwrap(), plane, Activation::Relu, true, 1, isa);
+        let rows = strides(Stride { batch: 12, inner: 10 });
+        check::<f32>(Shape::nhwc(3, 2, &[2]).unwrap(), rows, Activation::Relu, true, 1, isa);
     }
 }
 
