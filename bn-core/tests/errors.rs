@@ -609,7 +609,7 @@ fn workspace() {
 }
 
 /// The smallest workspace is what the documentation says: at most 1024 words, for any number of
-/// channels; and "best" is never less.
+/// channels; and "best" is never less, and no more than the documentation says.
 #[test]
 fn workspace_sizes() {
     for layout in [Layout::Nchw, Layout::Nhwc] {
@@ -621,6 +621,9 @@ fn workspace_sizes() {
                         assert!(min(op) <= 1024, "{shape:?} {op:?}: {}", min(op));
                         for width in [0, 1, 2, 64] {
                             assert!(best(op, width) >= min(op), "{shape:?} {op:?} {width}");
+                            let per_channel = if width > 1 { 96 } else { 64 } + 3;
+                            let most = 8192 * width.max(1) + per_channel * channels;
+                            assert!(best(op, width) <= most, "{shape:?} {op:?} {width}: {}", best(op, width));
                         }
                     }
                 };
@@ -1193,4 +1196,33 @@ fn outputs_have_room() {
         }
     }
     assert_eq!(Output::from(&mut [0f64; 3]).len(), 3);
+}
+
+/// In debug builds: rounding that is not to nearest, and subnormals that are flushed.
+#[test]
+#[cfg(all(debug_assertions, target_arch = "x86_64"))]
+fn another_floating_point_environment() {
+    use std::arch::asm;
+    const DEFAULT: u32 = 0x1f80;
+    let bn = BatchNorm::<f32>::new(Shape::dense(4, 3).unwrap(), 1e-5).unwrap();
+    let fails_in = |mode: u32| {
+        let call = || {
+            let (mut y, mut moments, mut ws) = ([0.0; 12], [Moments::EMPTY; 3], [0; 1024]);
+            let run = Run::serial(&mut ws);
+            bn.forward_training(&[1.0; 12], None, Affine::NONE, &mut y[..], &mut moments, run).unwrap();
+        };
+        let set = |mode: u32| {
+            // SAFETY: reads the word; all exceptions stay masked.
+            unsafe { asm!("ldmxcsr [{}]", in(reg) &mode, options(nostack, readonly)) };
+        };
+        set(DEFAULT | mode);
+        let result = std::panic::catch_unwind(call);
+        set(DEFAULT);
+        result.is_err()
+    };
+    assert!(!fails_in(0));
+    // Denormals are zero; flush to zero; round down, up, towards zero.
+    for mode in [1 << 6, 1 << 15, 1 << 13, 2 << 13, 3 << 13] {
+        assert!(fails_in(mode), "{mode:#x}");
+    }
 }

@@ -130,7 +130,9 @@ fn refusals() {
     assert_eq!(run(plain, [1.0, 0.0, 1.0], &moments, 12), Err(Error::NotInvertible { channel: Some(1) }));
     let length = Error::Length { what: "y", expected: 12, got: 11 };
     assert_eq!(run(plain, [1.0; 3], &moments, 11), Err(length));
-    for activation in [Activation::Relu, Activation::Clamp { lo: 0.0, hi: 6.0 }, Activation::LeakyRelu { slope: 0.0 }] {
+    // The last slope's inverse is infinite.
+    let leaky = |slope: f64| Activation::LeakyRelu { slope };
+    for activation in [Activation::Relu, Activation::Clamp { lo: 0.0, hi: 6.0 }, leaky(0.0), leaky(1e-310)] {
         let bn = plain.with_activation(activation).unwrap();
         assert_eq!(run(bn, [1.0; 3], &moments, 12), Err(Error::NotInvertible { channel: None }));
     }

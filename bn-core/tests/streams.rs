@@ -131,3 +131,39 @@ fn outputs_at_different_places_of_a_line() {
     every_type!(two_outputs(Layout::Nchw, 3, 1023));
     every_type!(two_outputs(Layout::Nhwc, 67, 9));
 }
+
+/// In place nothing is stored past the caches, whatever the size, or what comes before the first line would be mapped
+/// twice; and no task maps what is another's.
+fn in_place<T: Number>(shape: Shape, gap: usize) {
+    let (c, s) = (shape.channels(), shape.spatial());
+    let apart = Stride { batch: 0, inner: if gap > 0 { s + gap } else { 0 } };
+    let len = shape.len() + gap * shape.batch() * c - gap;
+    let x = values::<T>(len);
+    let is_gap = |i: usize| gap > 0 && i % (s + gap) >= s;
+    let twice = |i: usize| T::of(x[i].into() * if is_gap(i) { 1.0 } else { 2.0 });
+    let expected: Vec<T> = (0..len).map(twice).collect();
+    let param = |v: f32| -> Vec<T::Param> { vec![v.into(); c] };
+    let (mean, var) = (param(0.0), param(0.25));
+    for isa in isas() {
+        let strides = Strides { x: apart, y: apart, ..Strides::DENSE };
+        let bn = BatchNorm::<T>::new(shape, 0.0).unwrap().with_isa(isa).with_strides(strides).unwrap();
+        for executor in [&Serial as &dyn Executor, &Turns(3)] {
+            let mut buffer = vec![T::of(GAP); len + 128 / size_of::<T>()];
+            let mut ws = vec![0; bn.workspace_best(Op::Inference, executor.width())];
+            let over = at(&mut buffer, 8, len);
+            over.copy_from_slice(&x);
+            bn.inference_in_place(over, None, Affine::NONE, &mean, &var, Run::on(executor, &mut ws)).unwrap();
+            assert!(same(over, &expected), "{bn:?}, {} wide", executor.width());
+        }
+    }
+}
+
+#[test]
+fn nothing_in_place() {
+    let n = LARGE / 8;
+    in_place::<f32>(Shape::nchw(1, 1, &[n]).unwrap(), 0);
+    in_place::<f32>(Shape::nchw(3, 2, &[n / 6]).unwrap(), 0);
+    in_place::<f32>(Shape::nchw(3, 2, &[n / 6]).unwrap(), 6);
+    in_place::<f32>(Shape::nchw(3, 2, &[1000]).unwrap(), 6);
+    in_place::<f32>(Shape::nhwc(n / 50, 50, &[]).unwrap(), 0);
+}

@@ -165,6 +165,19 @@ fn any_strides() {
     }
 }
 
+/// What looks like planes without gaps, as positions are as far apart as there are positions; and rows that are not evenly
+/// spaced, of images that are as far apart as the sum of both.
+#[test]
+fn distances_that_are_other_numbers_too() {
+    let strides = |far: Stride| Strides { x: far, y: far, residual: far, dy: far, dx: far, dresidual: far };
+    for isa in Isa::available() {
+        let plane = strides(Stride { batch: 0, inner: 37 });
+        check::<f32>(Shape::nhwc(3, 1, &[37]).unwrap(), plane, Activation::Relu, true, 1, isa);
+        let rows = strides(Stride { batch: 12, inner: 10 });
+        check::<f32>(Shape::nhwc(3, 2, &[2]).unwrap(), rows, Activation::Relu, true, 1, isa);
+    }
+}
+
 /// nChw8c: a block of eight channels at a time, as NHWC.
 #[test]
 fn blocked_layout() {
