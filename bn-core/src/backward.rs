@@ -258,28 +258,21 @@ impl<T: Element> BatchNorm<T> {
         let bands = self.bands(run);
         for b in 0..bands {
             let (band, words) = self.band(b, bands);
-            let kept = run.keep(words);
-            // SAFETY: as many words are kept.
-            run.once(&|| unsafe { kept.fill(0, words) })?;
+            let kept = keep_zeros(run, words)?;
             let moments = Shared(kept.0.cast::<Moments>());
             let off = |c: usize| {
                 // SAFETY: the band's moments, written below.
                 let m = unsafe { *moments.at(c - band.first) };
                 if m.count == 0 { 0.0 } else { m.mean - self.mean(view.statistics, c) }
             };
-            let about = match view.statistics {
-                Statistics::Batch(_) => {
-                    let sink = MomentSink { at: moments, first: band.first };
-                    // SAFETY: by the caller.
-                    unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, run)? };
-                    About::Known(&off)
-                }
-                Statistics::Rounded { .. } => About::Measured,
-                Statistics::Running { .. } => About::Nothing,
-            };
-            let sums = Sums { at: Shared(sums.at(band.first).cast()), words: 2 };
+            if let Statistics::Batch(_) = view.statistics {
+                let sink = MomentSink { at: moments, first: band.first };
+                // SAFETY: by the caller.
+                unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, run)? };
+            }
+            let sums = Sums { at: Shared(sums.0.cast()), words: 2 };
             // SAFETY: by the caller.
-            unsafe { self.sums_at(view, band, about, sums, run)? };
+            unsafe { self.sums_at(view, band, &off, sums, run)? };
             run.give_back(words);
         }
         Ok(())
@@ -315,9 +308,9 @@ impl<T: Element> BatchNorm<T> {
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let sums = |c: usize| (sums.get(c).copied().unwrap_or_default(), 0.0);
-        // SAFETY: by the caller.
-        unsafe { self.apply_at(view, self.engine.all(), &sums, output, run) }
+        let sums = Sums { at: Shared(sums.as_ptr().cast_mut().cast()), words: 2 };
+        // SAFETY: by the caller; there is an entry per channel.
+        unsafe { self.apply_at(view, self.engine.all(), sums, output, run) }
     }
 
     /// All of a backward pass.
@@ -410,22 +403,27 @@ impl<T: Element> BatchNorm<T> {
 /// Σ (x − mean) where it was measured, else 0.
 pub(crate) const SUM_WORDS: usize = 3;
 
-/// What is known of Σ (x − mean), which decides whether dy may lose a pivot.
-#[derive(Clone, Copy)]
-enum About<'a> {
-    /// The sum, over the number of elements.
-    Known(&'a dyn OfChannel<f64>),
-    /// It is measured in the same pass.
-    Measured,
-    /// No pivot: the sums are wanted as they are.
-    Nothing,
-}
-
-/// Where channels' sums are added up: the first two of [`SUM_WORDS`], or all three.
+/// Where channels' sums are added up: the first two of [`SUM_WORDS`], or all three; or none.
 #[derive(Clone, Copy)]
 struct Sums {
+    /// Those of channel 0, which need not be there.
     at: Shared<f64>,
     words: usize,
+}
+
+impl Sums {
+    /// The sums of a channel, and what its mean is off by, once they are [reduced](BatchNorm::reduce).
+    ///
+    /// # Safety
+    /// They are there, if there are any, and nothing writes them meanwhile.
+    unsafe fn of(&self, c: usize) -> (GradSums, f64) {
+        // SAFETY: by the caller; the words are those of a channel.
+        unsafe {
+            let at = self.at.at(c * self.words);
+            let sums = if self.words == 0 { GradSums::default() } else { *at.cast() };
+            (sums, if self.words == SUM_WORDS { *at.add(2) } else { 0.0 })
+        }
+    }
 }
 
 impl<T: Element> BatchNorm<T> {
@@ -442,47 +440,31 @@ impl<T: Element> BatchNorm<T> {
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
             // SAFETY: by the caller.
-            return unsafe { self.apply_at(view, self.engine.all(), &|_: usize| Default::default(), output, run) };
+            return unsafe { self.apply_at(view, self.engine.all(), Sums { at: Shared::NULL, words: 0 }, output, run) };
         }
         let bands = self.bands(run);
         for b in 0..bands {
             let (band, words) = self.band(b, bands);
-            let kept = run.keep(words);
-            // SAFETY: as many words are kept.
-            run.once(&|| unsafe { kept.fill(0, words) })?;
-            let sums = Sums { at: Shared(kept.0.cast()), words: SUM_WORDS };
-            let about = match view.statistics {
-                // Σ (x − mean) is 0 about the mean of this very x.
-                Statistics::Batch(_) => About::Known(&|_: usize| 0.0),
-                Statistics::Rounded { .. } => About::Measured,
-                Statistics::Running { .. } => About::Nothing,
-            };
+            let kept = keep_zeros(run, words)?;
+            let sums = Sums { at: Shared(kept.0.cast::<f64>().wrapping_sub(band.first * SUM_WORDS)), words: SUM_WORDS };
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
-                self.sums_at(view, band, about, sums, run)?;
-                let reduced = |c: usize| {
-                    let [dbeta, dot, off] = *sums.at.at((c - band.first) * SUM_WORDS).cast::<[f64; SUM_WORDS]>();
-                    let n = self.count(view.statistics, c).max(1) as f64;
-                    // Where the mean was rounded: dot and mean as they are about the measured one.
-                    let off = if is_zero(off) { off } else { off / n };
-                    let dot = dot - off * dbeta;
-                    // Where x came from y: (x − mean) is s times smaller than what was summed.
-                    let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
-                    (GradSums { dbeta, dot }, off)
-                };
-                self.apply_at(view, band, &reduced, output, run)?;
+                // Σ (x − mean) is 0 about the mean of this very x.
+                self.sums_at(view, band, &|_: usize| 0.0, sums, run)?;
+                self.apply_at(view, band, sums, output, run)?;
             }
             run.give_back(words);
         }
         Ok(())
     }
 
+    // A function of its own on bare metal: what it is made from is not on the stack afterwards.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn view<'v>(&self, input: &'v BackwardInput<'_, T>, dy: *const T) -> View<'v, T> {
         self.view_at(input.x.as_ptr(), input.y.map(<[T]>::as_ptr), dy, input.gamma, &input.statistics)
     }
 
-    // A function of its own on bare metal: what it is made from is not on the stack afterwards.
-    #[cfg_attr(target_os = "none", inline(never))]
+    #[inline(always)]
     pub(crate) fn view_at<'v>(
         &self,
         x: *const T,
@@ -522,7 +504,7 @@ impl<T: Element> BatchNorm<T> {
         self.engine.reduce_min::<T, 2, 3>().max(self.engine.map_min::<T, 5>())
     }
 
-    /// Adds up the sums of a band of channels.
+    /// Adds up the sums of a band of channels; with batch statistics Σ (x − mean)/n is `off`.
     ///
     /// # Safety
     /// As [`Self::backward_at`]; `sums` has an entry, zeroed, for each channel of the band.
@@ -531,7 +513,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        about: About<'_>,
+        off: &dyn OfChannel<f64>,
         sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
@@ -539,12 +521,12 @@ impl<T: Element> BatchNorm<T> {
             None => self.mean(view.statistics, c),
             Some(from) => from.affine.beta(c),
         };
-        let off = if let About::Known(off) = about { off } else { &|_: usize| 0.0 };
-        let (pivot, measure) = (!matches!(about, About::Nothing), matches!(about, About::Measured));
+        // With running statistics the sums are wanted as they are. What rounded ones are off by is measured in the same pass.
+        let pivot = !matches!(view.statistics, Statistics::Running { .. });
+        let measure = matches!(view.statistics, Statistics::Rounded { .. });
         let (activation, inverse) = (&self.rectifier, view.inverse());
         let op = GradientSums { activation, inverse, pivot, measure, centre };
-        let at = Shared(sums.at.0.wrapping_sub(band.first * sums.words));
-        let sink = SumSink { op: &op, sums: Sums { at, ..sums }, off };
+        let sink = SumSink { op: &op, sums, off };
         // SAFETY: by the caller; sums only read.
         unsafe { T::sum_gradients(&self.engine, &op, &view.inputs, band, &sink, run) }
     }
@@ -558,7 +540,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        sums: &dyn OfChannel<(GradSums, f64)>,
+        sums: Sums,
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
@@ -569,9 +551,27 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
+    /// From what was summed of a channel to its sums about the mean, in their place; and what the mean is off by.
+    ///
+    /// # Safety
+    /// As for [`Sums::of`]; there are [`SUM_WORDS`], and nothing reads them meanwhile.
+    unsafe fn reduce(&self, view: &View<'_, T>, sums: Sums, c: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            let at = sums.at.at(c * SUM_WORDS);
+            let (dbeta, dot, off) = (*at, *at.add(1), *at.add(2));
+            // Where the mean was rounded: dot and mean as they are about the measured one.
+            let off = if is_zero(off) { off } else { off / self.count(view.statistics, c).max(1) as f64 };
+            let dot = dot - off * dbeta;
+            // Where x came from y: (x − mean) is s times smaller than what was summed.
+            let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
+            (*at.add(1), *at.add(2)) = (dot, off);
+        }
+    }
+
     // On bare metal what has frames of its own is not on the stack together.
 
-    /// Writes dgamma and dbeta of a band of channels.
+    /// Finishes the sums of a band of channels, if they were made here, and writes dgamma and dbeta.
     ///
     /// # Safety
     /// As [`Self::backward_at`].
@@ -580,18 +580,22 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        sums: &dyn OfChannel<(GradSums, f64)>,
+        sums: Sums,
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        if !output.dgamma.is_some() && !output.dbeta.is_some() {
+        let own = sums.words == SUM_WORDS;
+        if !own && !output.dgamma.is_some() && !output.dbeta.is_some() {
             return Ok(());
         }
         self.engine.per_channel(band, run, &|some| {
             for c in some.first..some.end {
-                let (sums, _) = sums.of(c);
-                // SAFETY: both have an entry per channel; this task has these channels to itself.
+                // SAFETY: all have an entry per channel; this task has these channels to itself.
                 unsafe {
+                    if own {
+                        self.reduce(view, sums, c);
+                    }
+                    let (sums, _) = sums.of(c);
                     if output.dgamma.is_some() {
                         let inverse = inverse_std(self.variance(view.statistics, c), self.epsilon);
                         *output.dgamma.at(c) = Scalar::from_f64(sums.dot * inverse);
@@ -613,7 +617,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        sums: &dyn OfChannel<(GradSums, f64)>,
+        sums: Sums,
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
@@ -662,11 +666,12 @@ impl<T: Element> BatchNorm<T> {
         &self,
         view: &View<'_, T>,
         band: Channels,
-        sums: &dyn OfChannel<(GradSums, f64)>,
+        sums: Sums,
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let coefficients = |c: usize| self.apply_coefficients(view, sums.of(c), c);
+        // SAFETY: an entry per channel; nothing writes them any more.
+        let coefficients = |c: usize| self.apply_coefficients(view, unsafe { sums.of(c) }, c);
         let op = Apply { activation: &self.rectifier, inverse: view.inverse(), coefficients: &coefficients };
         let to = self.outputs(output);
         // SAFETY: by the caller; maps only read from their inputs.
@@ -735,6 +740,15 @@ impl<T: Element> View<'_, T> {
     }
 }
 
+/// The first words of the workspace, kept and cleared.
+#[cfg_attr(target_os = "none", inline(never))]
+fn keep_zeros(run: &mut Run<'_>, words: usize) -> Result<Shared<u64>, Failed> {
+    let kept = run.keep(words);
+    // SAFETY: as many words are kept.
+    run.once(&|| unsafe { kept.fill(0, words) })?;
+    Ok(kept)
+}
+
 /// a/b, and 0 where b is 0: a constant channel with ε = 0 has no gradient.
 fn quotient(a: f64, b: f64) -> f64 {
     if is_zero(b) { 0.0 } else { a / b }
@@ -768,7 +782,6 @@ impl<T: Element> Gradients<'_, T> {
 
 /// From sums about the pivot to sums about the mean, added up.
 pub(crate) struct SumSink<'a, P> {
-    /// Those of channel 0, which need not be there.
     sums: Sums,
     /// What was summed.
     op: &'a GradientSums<'a, P, false>,

@@ -8,7 +8,7 @@
 
 use super::grid::{CHAIN, Grid, Planes, ROW_CHAIN, Rows, SAMPLES, div, part, rem};
 use super::run::again;
-use super::{Compute, Place, Vec, first, load_all, splat_all, words_for};
+use super::{Compute, MOST_OPERANDS, Place, Vec, first, load_all, splat_all, words_for};
 use crate::double::same;
 use crate::element::Element;
 use crate::kernel::{Coefficients, Map, Reduction};
@@ -42,6 +42,11 @@ pub(crate) struct Numbers<S, const K: usize, const N: usize> {
     parts: [[f64; N]; PARTS],
     /// The sums of all elements; in the end what they are settled as.
     pub(crate) result: [f64; N],
+    /// What an element adds.
+    addends: [f64; N],
+    /// The addresses of an element, and how far on those of the next one are.
+    at: [*const (); MOST_OPERANDS],
+    step: [usize; MOST_OPERANDS],
     /// The last sample, and all of them.
     sample: S,
     samples: [S; SAMPLES],
@@ -470,21 +475,20 @@ where
     /// Elements that are.
     #[inline(never)]
     fn run(&mut self, &Series { item, items, position, positions, count }: &Series) {
-        let (mut at, mut step) = ([core::ptr::null(); I], [0; I]);
         for i in 0..I {
-            at[i] = self.from[i].at(item, self.channel, position).cast_const();
-            step[i] = items * self.from[i].inner + positions * self.from[i].step;
+            self.state.at[i] = self.from[i].at(item, self.channel, position).cast();
+            self.state.step[i] = items * self.from[i].inner + positions * self.from[i].step;
         }
         for _ in 0..count {
             // SAFETY: `reduce`'s caller vouches for the places, the geometry for the elements.
-            let v = unsafe { self.values(&at) };
+            let v = unsafe { self.values() };
             match self.how {
                 How::Sample => self.state.sample = v[R::PIVOT_OF],
                 How::Chain => self.chain(v),
                 How::Exactly | How::Rest => self.exactly(v),
             }
             for i in 0..I {
-                at[i] = at[i].wrapping_add(step[i]);
+                self.state.at[i] = self.state.at[i].cast::<E>().wrapping_add(self.state.step[i]).cast();
             }
         }
     }
@@ -492,12 +496,16 @@ where
     /// Reads an element: the one place where that is done.
     ///
     /// # Safety
-    /// The addresses are valid for reading.
+    /// The addresses in the state are valid for reading.
     #[inline(never)]
-    unsafe fn values(&self, at: &[*const E; I]) -> [Compute<E>; J] {
+    unsafe fn values(&self) -> [Compute<E>; J] {
         let ready = self.op.ready::<One<E>>(LANE);
+        let mut at = [core::ptr::null(); I];
+        for i in 0..I {
+            at[i] = self.state.at[i].cast::<E>();
+        }
         // SAFETY: by the caller.
-        let v = R::values(&ready, unsafe { load_all(LANE, at, 0) });
+        let v = R::values(&ready, unsafe { load_all(LANE, &at, 0) });
         let mut x = [Compute::<E>::ZERO; J];
         for j in 0..J {
             x[j] = first(v[j]);
@@ -523,39 +531,51 @@ where
             x[j] = v[j].to_f64();
         }
         self.same &= same(x[R::PIVOT_OF], self.state.k[0]);
-        let a = R::addends(x, self.state.k);
-        let sums = if self.how == How::Rest { &mut self.state.result } else { &mut self.state.wide };
+        self.state.addends = R::addends(x, self.state.k);
+        let state = &mut *self.state;
+        let sums = if self.how == How::Rest { &mut state.result } else { &mut state.wide };
         for n in 0..N {
-            sums[n] += a[n];
+            sums[n] += state.addends[n];
         }
     }
 
     /// The pivot, in the element's arithmetic; 0 where it overflows.
-    #[inline(never)]
+    #[inline(always)]
     fn pivot(&mut self, grid: &Grid, g: usize) -> Compute<E> {
+        let samples = self.sample(grid, g);
+        self.middle(samples)
+    }
+
+    /// Takes samples, and says how many.
+    #[inline(never)]
+    fn sample(&mut self, grid: &Grid, g: usize) -> usize {
         let lanes = Compute::<E>::LANES;
-        let zero = Compute::<E>::ZERO;
-        self.state.samples = [zero; SAMPLES];
+        self.state.samples = [Compute::<E>::ZERO; SAMPLES];
         let (visits, blocks) = match grid {
             Grid::Planes(geo) => ((0, 1), if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) }),
             Grid::Rows(geo) => (if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) }, (0, 0)),
         };
-        let mut samples = SAMPLES;
         for i in 0..SAMPLES {
             let (item, position) = match grid {
                 Grid::Planes(geo) => geo.sample(i, blocks.0, blocks.1, lanes),
                 Grid::Rows(geo) if visits.0 < visits.1 => (geo.visits.sample(i, visits.0, visits.1) * geo.fold, 0),
                 // The first value, where all there is are rows left over.
                 Grid::Rows(geo) if geo.rest > 0 => (geo.folded * geo.fold, 0),
-                Grid::Rows(_) => return zero,
+                Grid::Rows(_) => return 0,
             };
             self.add(&Series::one(item, position), How::Sample);
             self.state.samples[i] = self.state.sample;
             if visits.0 == visits.1 {
-                samples = 1;
-                break;
+                return 1;
             }
         }
+        SAMPLES
+    }
+
+    /// The mean of so many samples.
+    #[inline(never)]
+    fn middle(&mut self, samples: usize) -> Compute<E> {
+        let zero = Compute::<E>::ZERO;
         let v = &mut self.state.samples;
         let base = v[0];
         for v in v.iter_mut() {

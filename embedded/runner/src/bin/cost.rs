@@ -10,7 +10,8 @@
 #[cfg(target_arch = "arm")]
 mod cost {
     use bn_core::{
-        Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Prepared, Run, Shape, Statistics,
+        Activation, Affine, BackwardInput, BatchNorm, GradSums, Gradients, Isa, Layout, Moments, Prepared, Run, Shape,
+        Statistics,
     };
     use core::arch::asm;
     use core::hint::black_box;
@@ -28,6 +29,7 @@ mod cost {
         parameters: [[f32; CHANNELS]; 6],
         prepared: [Prepared<f32>; CHANNELS],
         moments: [Moments; CHANNELS],
+        sums: [GradSums; CHANNELS],
         workspace: [u64; WORKSPACE],
     }
 
@@ -38,6 +40,7 @@ mod cost {
         parameters: [[0.0; CHANNELS]; 6],
         prepared: [Prepared { mean: 0.0, scale: 0.0, shift: 0.0 }; CHANNELS],
         moments: [Moments::EMPTY; CHANNELS],
+        sums: [GradSums { dbeta: 0.0, dot: 0.0 }; CHANNELS],
         workspace: [0; WORKSPACE],
     };
 
@@ -46,14 +49,26 @@ mod cost {
         Apply,
         Inference,
         Training,
+        Moments,
+        Normalize,
         Backward,
+        BackwardSums,
+        BackwardApply,
+        BackwardFrozen,
+        BackwardFromOutput,
     }
 
-    const OPERATIONS: [(&str, Operation); 4] = [
+    const OPERATIONS: [(&str, Operation); 10] = [
         ("apply", Operation::Apply),
         ("inference", Operation::Inference),
         ("training", Operation::Training),
+        ("moments", Operation::Moments),
+        ("normalize", Operation::Normalize),
         ("backward", Operation::Backward),
+        ("backward_sums", Operation::BackwardSums),
+        ("backward_apply", Operation::BackwardApply),
+        ("backward_frozen", Operation::BackwardFrozen),
+        ("backward_from_output", Operation::BackwardFromOutput),
     ];
 
     /// Instructions, and bytes of stack.
@@ -159,22 +174,56 @@ mod cost {
             Operation::Training => measure(&mut || {
                 good = bn.forward_training(x, None, affine, &mut *y, moments, Run::serial(workspace)).is_ok();
             }),
-            Operation::Backward => {
+            Operation::Moments => {
+                moments.fill(Moments::EMPTY);
+                measure(&mut || good = bn.moments(x, moments, Run::serial(workspace)).is_ok())
+            }
+            Operation::Normalize => {
                 good = bn.forward_training(x, None, affine, &mut *y, moments, Run::serial(workspace)).is_ok();
-                let y = &*y;
                 measure(&mut || {
-                    let input =
-                        BackwardInput { x, y: Some(y), dy, gamma: Some(gamma), statistics: Statistics::Batch(moments) };
-                    // SAFETY: dx is a place of its own, unused until now.
-                    let dx = unsafe { &mut (&mut *(&raw mut DX))[..n] };
-                    let output = Gradients {
-                        dx: Some(dx.into()),
-                        dresidual: None,
-                        dgamma: Some(&mut *dgamma),
-                        dbeta: Some(&mut *dbeta),
-                    };
-                    good &= bn.backward(input, output, Run::serial(workspace)).is_ok();
+                    good &= bn.normalize(x, None, affine, moments, &mut *y, Run::serial(workspace)).is_ok();
                 })
+            }
+            _ => {
+                good = bn.forward_training(x, None, affine, &mut *y, moments, Run::serial(workspace)).is_ok();
+                let (y, moments, sums) = (&*y, &*moments, &mut b.sums[..channels]);
+                // SAFETY: dx is a place of its own, unused until now.
+                let dx = unsafe { &mut (&mut *(&raw mut DX))[..n] };
+                let statistics = match op {
+                    Operation::BackwardFrozen => Statistics::Running { mean, var },
+                    _ => Statistics::Batch(moments),
+                };
+                let gamma = Some(gamma);
+                match op {
+                    Operation::BackwardSums => measure(&mut || {
+                        let input = BackwardInput { x, y: Some(y), dy, gamma, statistics };
+                        good &= bn.backward_sums(input, sums, Run::serial(workspace)).is_ok();
+                    }),
+                    Operation::BackwardApply => measure(&mut || {
+                        let output = Gradients { dx: Some((&mut *dx).into()), ..Default::default() };
+                        let input = BackwardInput { x, y: Some(y), dy, gamma, statistics };
+                        good &= bn.backward_apply(input, sums, output, Run::serial(workspace)).is_ok();
+                    }),
+                    Operation::BackwardFromOutput => {
+                        let leaky = Activation::LeakyRelu { slope: 0.25 };
+                        let bn = bn.with_activation(black_box(leaky)).unwrap();
+                        measure(&mut || {
+                            let output = Gradients { dx: Some((&mut *dx).into()), ..Default::default() };
+                            let run = Run::serial(workspace);
+                            good &= bn.backward_from_output(y, dy, affine, moments, output, run).is_ok();
+                        })
+                    }
+                    _ => measure(&mut || {
+                        let output = Gradients {
+                            dx: Some((&mut *dx).into()),
+                            dresidual: None,
+                            dgamma: Some(&mut *dgamma),
+                            dbeta: Some(&mut *dbeta),
+                        };
+                        let input = BackwardInput { x, y: Some(y), dy, gamma, statistics };
+                        good &= bn.backward(input, output, Run::serial(workspace)).is_ok();
+                    }),
+                }
             }
         };
         assert!(good, "the operation was refused");
