@@ -4,7 +4,7 @@ use crate::operands::{Array, Operands};
 use crate::plan::{Plan, isa};
 use crate::status::{BATCHNORM_ERROR_ENUM, BATCHNORM_ERROR_SIZE, Refused};
 use crate::types::*;
-use bn_core::raw::{self, Backward, Forward};
+use bn_core::raw::{self, Backward};
 use bn_core::{
     Affine, Element, Fold, GradSums, Gradients, Moments, Momentum, Op, Param, Prepared, RunningStats, Statistics,
     Variance, merge_moments,
@@ -90,7 +90,7 @@ pub(crate) unsafe fn forward_training<T: Element>(
     moments: *mut batchnorm_moments,
 ) -> Done {
     let ((at, affine, moments), workspace) = plan.noted(Op::ForwardTraining, |to| {
-        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let at = plan.forward(to, x, residual, y)?;
         let affine = AffineArrays::new(plan, to, gamma, beta)?;
         let moments: Array<Moments> = plan.array_mut(to, moments.cast())?;
         Ok((at, affine, moments))
@@ -114,7 +114,7 @@ pub(crate) unsafe fn forward_inference<T: Element>(
     y: *mut c_void,
 ) -> Done {
     let ((at, affine, mean, var), workspace) = plan.noted(Op::Inference, |to| {
-        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let at = plan.forward(to, x, residual, y)?;
         let affine = AffineArrays::new(plan, to, gamma, beta)?;
         let (mean, var) = (plan.array(to, running_mean)?, plan.array(to, running_var)?);
         Ok((at, affine, mean, var))
@@ -150,7 +150,7 @@ pub(crate) unsafe fn apply<T: Element<Param = f32>>(
     y: *mut c_void,
 ) -> Done {
     let ((at, prepared), workspace) = plan.noted(Op::Inference, |to| {
-        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let at = plan.forward(to, x, residual, y)?;
         let prepared: Array<Prepared<f32>> = plan.array(to, prepared.cast())?;
         Ok((at, prepared))
     })?;
@@ -276,7 +276,7 @@ pub(crate) unsafe fn normalize<T: Element>(
     y: *mut c_void,
 ) -> Done {
     let ((at, affine, moments), workspace) = plan.noted(Op::ForwardTraining, |to| {
-        let at = Forward { x: plan.x(to, x)?, residual: plan.residual(to, residual)?, y: plan.y(to, y)? };
+        let at = plan.forward(to, x, residual, y)?;
         let affine = AffineArrays::new(plan, to, gamma, beta)?;
         let moments: Array<Moments> = plan.array(to, moments.cast())?;
         Ok((at, affine, moments))

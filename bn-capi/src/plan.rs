@@ -7,6 +7,7 @@ use crate::status::{
     BATCHNORM_ERROR_STRUCT_SIZE, BATCHNORM_OK, Refused, batchnorm_status,
 };
 use crate::types::*;
+use bn_core::raw::Forward;
 use bn_core::{Activation, BatchNorm, Element, Error, Executor, Isa, IsaKind, Layout, Op, Run, Shape, Stride, Strides};
 use core::ffi::c_void;
 
@@ -170,12 +171,23 @@ impl<T: Element> Plan<T> {
         must(to.tensor(ptr, false, self.bn.strides().x, Role::X, false))
     }
 
-    pub(crate) fn residual(&self, to: &mut Operands, ptr: *const c_void) -> Result<Option<*const T>, Refused> {
+    fn residual(&self, to: &mut Operands, ptr: *const c_void) -> Result<Option<*const T>, Refused> {
         may(to.tensor(ptr, true, self.bn.strides().residual, Role::Residual, false))
     }
 
-    pub(crate) fn y(&self, to: &mut Operands, ptr: *mut c_void) -> Result<*mut T, Refused> {
+    fn y(&self, to: &mut Operands, ptr: *mut c_void) -> Result<*mut T, Refused> {
         must(to.tensor(ptr, false, self.bn.strides().y, Role::Y, true)).map(<*const T>::cast_mut)
+    }
+
+    /// The tensors of a forward call.
+    pub(crate) fn forward(
+        &self,
+        to: &mut Operands,
+        x: *const c_void,
+        residual: *const c_void,
+        y: *mut c_void,
+    ) -> Result<Forward<T>, Refused> {
+        Ok(Forward { x: self.x(to, x)?, residual: self.residual(to, residual)?, y: self.y(to, y)? })
     }
 
     /// y as an input, which only activations need.

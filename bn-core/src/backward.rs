@@ -310,7 +310,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Failed> {
         let sums = Sums { at: Shared(sums.as_ptr().cast_mut().cast()), words: 2 };
         // SAFETY: by the caller; there is an entry per channel.
-        unsafe { self.apply_at(view, self.engine.all(), sums, output, run) }
+        unsafe { self.apply_at(&Part { view, band: self.engine.all(), sums, output }, run) }
     }
 
     /// All of a backward pass.
@@ -439,8 +439,9 @@ impl<T: Element> BatchNorm<T> {
         let frozen = matches!(view.statistics, Statistics::Running { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
+            let sums = Sums { at: Shared::NULL, words: 0 };
             // SAFETY: by the caller.
-            return unsafe { self.apply_at(view, self.engine.all(), Sums { at: Shared::NULL, words: 0 }, output, run) };
+            return unsafe { self.apply_at(&Part { view, band: self.engine.all(), sums, output }, run) };
         }
         let bands = self.bands(run);
         for b in 0..bands {
@@ -451,7 +452,7 @@ impl<T: Element> BatchNorm<T> {
             unsafe {
                 // Σ (x − mean) is 0 about the mean of this very x.
                 self.sums_at(view, band, &|_: usize| 0.0, sums, run)?;
-                self.apply_at(view, band, sums, output, run)?;
+                self.apply_at(&Part { view, band, sums, output }, run)?;
             }
             run.give_back(words);
         }
@@ -531,23 +532,23 @@ impl<T: Element> BatchNorm<T> {
         unsafe { T::sum_gradients(&self.engine, &op, &view.inputs, band, &sink, run) }
     }
 
-    /// Writes all gradients of a band of channels from its sums and what the mean is off by.
+    /// Writes all gradients of a part.
     ///
     /// # Safety
     /// As [`Self::backward_at`].
     #[inline(always)]
-    unsafe fn apply_at(
-        &self,
-        view: &View<'_, T>,
-        band: Channels,
-        sums: Sums,
-        output: &Targets<T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Failed> {
+    unsafe fn apply_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
+        let output = part.output;
         // SAFETY: by the caller.
         unsafe {
-            self.parameters_at(view, band, sums, output, run)?;
-            self.inputs_at(view, band, sums, output, run)
+            self.parameters_at(part, run)?;
+            if !output.dx.is_some() && !output.dresidual.is_some() {
+                Ok(())
+            } else if !output.dx.is_some() || matches!(part.view.statistics, Statistics::Running { .. }) {
+                self.frozen_inputs_at(part, run)
+            } else {
+                self.batch_inputs_at(part, run)
+            }
         }
     }
 
@@ -571,19 +572,13 @@ impl<T: Element> BatchNorm<T> {
 
     // On bare metal what has frames of its own is not on the stack together.
 
-    /// Finishes the sums of a band of channels, if they were made here, and writes dgamma and dbeta.
+    /// Finishes the sums of a part, if they were made here, and writes dgamma and dbeta.
     ///
     /// # Safety
     /// As [`Self::backward_at`].
     #[cfg_attr(target_os = "none", inline(never))]
-    unsafe fn parameters_at(
-        &self,
-        view: &View<'_, T>,
-        band: Channels,
-        sums: Sums,
-        output: &Targets<T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Failed> {
+    unsafe fn parameters_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
+        let &Part { view, band, sums, output } = part;
         let own = sums.words == SUM_WORDS;
         if !own && !output.dgamma.is_some() && !output.dbeta.is_some() {
             return Ok(());
@@ -608,44 +603,13 @@ impl<T: Element> BatchNorm<T> {
         })
     }
 
-    /// Writes dx and dresidual of a band of channels.
-    ///
-    /// # Safety
-    /// As [`Self::backward_at`].
-    #[inline(always)]
-    unsafe fn inputs_at(
-        &self,
-        view: &View<'_, T>,
-        band: Channels,
-        sums: Sums,
-        output: &Targets<T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Failed> {
-        if !output.dx.is_some() && !output.dresidual.is_some() {
-            return Ok(());
-        }
-        // SAFETY: by the caller.
-        unsafe {
-            if !output.dx.is_some() || matches!(view.statistics, Statistics::Running { .. }) {
-                self.frozen_inputs_at(view, band, output, run)
-            } else {
-                self.batch_inputs_at(view, band, sums, output, run)
-            }
-        }
-    }
-
-    /// The same through statistics that do not depend on x, or without dx.
+    /// Writes dx and dresidual of a part through statistics that do not depend on x, or without dx.
     ///
     /// # Safety
     /// As [`Self::backward_at`]; one of them is wanted.
     #[cfg_attr(target_os = "none", inline(never))]
-    unsafe fn frozen_inputs_at(
-        &self,
-        view: &View<'_, T>,
-        band: Channels,
-        output: &Targets<T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Failed> {
+    unsafe fn frozen_inputs_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
+        let &Part { view, band, output, .. } = part;
         let coefficients = |c: usize| {
             let s = if output.dx.is_some() { self.scale(view, c) } else { 1.0 };
             let safe = factor_is_safe::<T::Param>(s);
@@ -662,14 +626,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Safety
     /// As [`Self::backward_at`]; dx is wanted.
     #[cfg_attr(target_os = "none", inline(never))]
-    unsafe fn batch_inputs_at(
-        &self,
-        view: &View<'_, T>,
-        band: Channels,
-        sums: Sums,
-        output: &Targets<T>,
-        run: &mut Run<'_>,
-    ) -> Result<(), Failed> {
+    unsafe fn batch_inputs_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
+        let &Part { view, band, sums, output } = part;
         // SAFETY: an entry per channel; nothing writes them any more.
         let coefficients = |c: usize| self.apply_coefficients(view, unsafe { sums.of(c) }, c);
         let op = Apply { activation: &self.rectifier, inverse: view.inverse(), coefficients: &coefficients };
@@ -747,6 +705,14 @@ fn keep_zeros(run: &mut Run<'_>, words: usize) -> Result<Shared<u64>, Failed> {
     // SAFETY: as many words are kept.
     run.once(&|| unsafe { kept.fill(0, words) })?;
     Ok(kept)
+}
+
+/// A band of channels whose sums are there, and what is to be made of them.
+struct Part<'a, T: Element> {
+    view: &'a View<'a, T>,
+    band: Channels,
+    sums: Sums,
+    output: &'a Targets<T>,
 }
 
 /// a/b, and 0 where b is 0: a constant channel with ε = 0 has no gradient.

@@ -93,7 +93,10 @@ fn main() -> Result<()> {
     let not_viable = tree.settle(&mut drawn, &work.join("not-viable.json"))?;
     println!("{not_viable} do not compile; {} do", drawn.len());
     let targets: &[&str] = if arguments.single {
-        &["-p", "bn-core", "--test", "sizes", "--test", "strides", "--test", "tasks", "--test", "extremes"]
+        &[
+            "-p", "bn-core", "--test", "sizes", "--test", "strides", "--test", "tasks", "--test", "extremes", "--test",
+            "limits",
+        ]
     } else {
         &["-p", "bn-core", "-p", "bn-std", "-p", "bn-oracle", "-p", "bn-conformance", "--lib", "--test", "*"]
     };

@@ -234,10 +234,10 @@ fn walk(grid: &Grid, at: &Cursor, to: &mut dyn Visitor) {
 #[inline(never)]
 fn walk_planes(geo: &Planes, at: &Cursor, to: &mut dyn Visitor) {
     // Blocks and their lanes, or lanes and their blocks.
-    let (first, end) = geo.blocks(at.cell.get());
     if at.exact.get() {
         at.outer.start(0, at.lanes.get());
     } else {
+        let (first, end) = geo.blocks(at.cell.get());
         at.outer.start(first, end);
     }
     while let Some(i) = at.outer.step() {
@@ -650,7 +650,8 @@ where
     }
 }
 
-/// [`map`] in a function of its own: what constants are made with is not on the stack meanwhile.
+/// [`map`] in a function of its own: what constants are made with is not on the stack meanwhile. (Any closure in a function
+/// of its own would do, with less text, 48 bytes more of stack, and a quarter more instructions per element of `apply`.)
 ///
 /// # Safety
 /// As there.
