@@ -198,20 +198,35 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// What a view from y needs; the lengths of y and dy are the caller's to check.
+    #[inline(always)]
     pub(crate) fn output_source<'v>(
         &self,
         affine: &'v Affine<'v, T::Param>,
         moments: &'v [Moments],
         workspace: usize,
     ) -> Result<FromOutput<'v, T::Param>, Error> {
+        self.check_from_output(affine, moments, workspace)?;
+        let inverse = self.activation.inverse().unwrap_or_default().into();
+        Ok(FromOutput { inverse, affine, statistics: Statistics::Batch(moments) })
+    }
+
+    #[cfg_attr(target_os = "none", inline(never))]
+    fn check_from_output(
+        &self,
+        affine: &Affine<'_, T::Param>,
+        moments: &[Moments],
+        workspace: usize,
+    ) -> Result<(), Error> {
         let [gamma, beta] = affine.lengths();
         self.check(&[], &[gamma, beta, ("moments", moments.len())], self.workspace_min(Op::Backward), workspace)?;
         self.check_counts(moments)?;
-        let inverse = self.activation.inverse().ok_or(Error::NotInvertible { channel: None })?;
-        if let Some(channel) = (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
-            return Err(Error::NotInvertible { channel: Some(channel) });
+        if self.activation.inverse().is_none() {
+            return Err(Error::NotInvertible { channel: None });
         }
-        Ok(FromOutput { inverse: inverse.into(), affine, statistics: Statistics::Batch(moments) })
+        match (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
+            Some(channel) => Err(Error::NotInvertible { channel: Some(channel) }),
+            None => Ok(()),
+        }
     }
 
     /// A view from y instead of x.
