@@ -160,7 +160,8 @@ impl<T: Element> BatchNorm<T> {
         mut run: Run<'_>,
     ) -> Result<(), Error> {
         self.check(&[(Operand::Dy, dy.len()), (Operand::Y, y.len())], &[], 0, 0)?;
-        let from = self.output_source(&affine, moments, run.words())?;
+        self.check_from_output(&affine, moments, run.words())?;
+        let from = self.output_source(&affine, moments);
         let view = self.output_view(y.as_ptr(), dy.as_ptr(), &from);
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
@@ -185,7 +186,8 @@ impl<T: Element> BatchNorm<T> {
         self.check_in_place(Operand::Dy, Operand::Dx)?;
         self.check(&[(Operand::Dy, dy_to_dx.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         let p = dy_to_dx.as_mut_ptr();
-        let from = self.output_source(&affine, moments, run.words())?;
+        self.check_from_output(&affine, moments, run.words())?;
+        let from = self.output_source(&affine, moments);
         let view = self.output_view(y.as_ptr(), p, &from);
         self.check_gradients(&output)?;
         if output.dx.is_some() {
@@ -197,21 +199,20 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
-    /// What a view from y needs; the lengths of y and dy are the caller's to check.
-    #[inline(always)]
+    /// What a view from y needs, once it has been checked.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn output_source<'v>(
         &self,
         affine: &'v Affine<'v, T::Param>,
         moments: &'v [Moments],
-        workspace: usize,
-    ) -> Result<FromOutput<'v, T::Param>, Error> {
-        self.check_from_output(affine, moments, workspace)?;
+    ) -> FromOutput<'v, T::Param> {
         let inverse = self.activation.inverse().unwrap_or_default().into();
-        Ok(FromOutput { inverse, affine, statistics: Statistics::Batch(moments) })
+        FromOutput { inverse, affine, statistics: Statistics::Batch(moments) }
     }
 
+    /// All of a backward call from y but its tensors.
     #[cfg_attr(target_os = "none", inline(never))]
-    fn check_from_output(
+    pub(crate) fn check_from_output(
         &self,
         affine: &Affine<'_, T::Param>,
         moments: &[Moments],
@@ -230,6 +231,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// A view from y instead of x.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn output_view<'v>(&self, y: *const T, dy: *const T, from: &'v FromOutput<'v, T::Param>) -> View<'v, T> {
         let y = self.place(Operand::Y, y);
         let inputs =

@@ -196,7 +196,8 @@ pub unsafe fn backward_from_output<T: Element>(
     output: Gradients<'_, T>,
     mut run: Run<'_>,
 ) -> Result<(), Error> {
-    let from = bn.output_source(&affine, moments, run.words())?;
+    bn.check_from_output(&affine, moments, run.words())?;
+    let from = bn.output_source(&affine, moments);
     let view = bn.output_view(y, dy, &from);
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.
