@@ -52,6 +52,16 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
+/// Runs a generic call. (The plan stays where it was made: with `?` there would be two on the stack.)
+macro_rules! call {
+    ($element:ty, $desc:expr, $call:ident($($arg:expr),*)) => {
+        match &Plan::<$element>::new($desc) {
+            Ok(plan) => calls::$call(plan, $($arg),*),
+            Err(refused) => Err(*refused),
+        }
+    };
+}
+
 /// Runs a generic call with the element type of the descriptor.
 macro_rules! by_dtype {
     ($desc:expr, $call:ident($($arg:expr),*)) => {
@@ -60,13 +70,13 @@ macro_rules! by_dtype {
             unsafe {
                 let (desc, dtype) = descriptor($desc)?;
                 match dtype {
-                    Dtype::F32 => calls::$call(&Plan::<f32>::new(desc)?, $($arg),*),
+                    Dtype::F32 => call!(f32, desc, $call($($arg),*)),
                     #[cfg(feature = "f64")]
-                    Dtype::F64 => calls::$call(&Plan::<f64>::new(desc)?, $($arg),*),
+                    Dtype::F64 => call!(f64, desc, $call($($arg),*)),
                     #[cfg(feature = "half")]
-                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(desc)?, $($arg),*),
+                    Dtype::F16 => call!(half::f16, desc, $call($($arg),*)),
                     #[cfg(feature = "half")]
-                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(desc)?, $($arg),*),
+                    Dtype::Bf16 => call!(half::bf16, desc, $call($($arg),*)),
                 }
             }
         })
@@ -81,13 +91,13 @@ macro_rules! by_float_dtype {
             unsafe {
                 let (desc, dtype) = descriptor($desc)?;
                 match dtype {
-                    Dtype::F32 => calls::$call(&Plan::<f32>::new(desc)?, $($arg),*),
+                    Dtype::F32 => call!(f32, desc, $call($($arg),*)),
                     #[cfg(feature = "f64")]
                     Dtype::F64 => Err(status::Refused(BATCHNORM_ERROR_DTYPE)),
                     #[cfg(feature = "half")]
-                    Dtype::F16 => calls::$call(&Plan::<half::f16>::new(desc)?, $($arg),*),
+                    Dtype::F16 => call!(half::f16, desc, $call($($arg),*)),
                     #[cfg(feature = "half")]
-                    Dtype::Bf16 => calls::$call(&Plan::<half::bf16>::new(desc)?, $($arg),*),
+                    Dtype::Bf16 => call!(half::bf16, desc, $call($($arg),*)),
                 }
             }
         })

@@ -40,13 +40,11 @@ impl Activation {
         if good { Ok(()) } else { Err(Error::Activation { got: self }) }
     }
 
-    /// What undoes it, if anything does.
-    pub(crate) fn inverse(self) -> Option<Activation> {
+    /// The factor of negative values that undoes it, if anything does.
+    pub(crate) fn inverse(self) -> Option<f64> {
         match self {
-            Activation::Identity => Some(self),
-            Activation::LeakyRelu { slope } if slope > 0.0 && (1.0 / slope).is_finite() => {
-                Some(Activation::LeakyRelu { slope: 1.0 / slope })
-            }
+            Activation::Identity => Some(1.0),
+            Activation::LeakyRelu { slope } if slope > 0.0 && (1.0 / slope).is_finite() => Some(1.0 / slope),
             _ => None,
         }
     }
@@ -158,5 +156,11 @@ impl<R: Real> Rectify<R> {
         let below = self.zero.if_less(self.leaky, dy * self.slope, self.zero);
         let inside = self.end.if_less(y, self.zero, dy);
         self.knee.if_less(y, inside, below)
+    }
+
+    /// What undoes the activation, by the factor that its [inverse](Activation::inverse) is.
+    #[inline(always)]
+    pub(crate) fn undo(&self, factor: R, y: R) -> R {
+        y.if_less(self.zero, y * factor, y)
     }
 }

@@ -1,6 +1,6 @@
 //! The backward pass, and its two stages.
 
-use crate::activation::{Activation, Rectifier};
+use crate::activation::Activation;
 use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, entry, length_of};
 use crate::double::{is_below, is_zero, sqrt};
 use crate::element::Element;
@@ -200,14 +200,12 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// What a view from y needs, once it has been checked.
-    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn output_source<'v>(
         &self,
         affine: &'v Affine<'v, T::Param>,
         moments: &'v [Moments],
     ) -> FromOutput<'v, T::Param> {
-        let inverse = self.activation.inverse().unwrap_or_default().into();
-        FromOutput { inverse, affine, statistics: Statistics::Batch(moments) }
+        FromOutput { affine, statistics: Statistics::Batch(moments) }
     }
 
     /// All of a backward call from y but its tensors.
@@ -497,6 +495,13 @@ impl<T: Element> BatchNorm<T> {
         View { inputs: Backward { places, masked: mask.is_some() }, gamma, statistics, output: None }
     }
 
+    /// What undoes the activation where there is y instead of x. Not in the view: it would be on the stack all the while.
+    #[cfg_attr(target_os = "none", inline(never))]
+    fn inverse(&self, view: &View<'_, T>) -> T::Param {
+        let factor = view.output.and_then(|_| self.activation.inverse());
+        T::Param::from_f64(factor.unwrap_or(1.0))
+    }
+
     /// γ/√(variance + ε).
     fn scale(&self, view: &View<'_, T>, c: usize) -> f64 {
         entry(view.gamma, c, 1.0) * inverse_std(self.variance(view.statistics, c), self.epsilon)
@@ -542,7 +547,7 @@ impl<T: Element> BatchNorm<T> {
         // With running statistics the sums are wanted as they are. What rounded ones are off by is measured in the same pass.
         let pivot = !matches!(view.statistics, Statistics::Running { .. });
         let measure = matches!(view.statistics, Statistics::Rounded { .. });
-        let (activation, inverse) = (&self.rectifier, view.inverse());
+        let (activation, inverse) = (&self.rectifier, self.inverse(view));
         let op = GradientSums { activation, inverse, pivot, measure, centre };
         let sink = SumSink { op: &op, sums, off };
         // SAFETY: by the caller; sums only read.
@@ -644,13 +649,13 @@ impl<T: Element> BatchNorm<T> {
     /// As [`Self::backward_at`]; dx is wanted.
     #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn batch_inputs_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
-        let &Part { view, band, sums, output } = part;
+        let inverse = self.inverse(part.view);
         // SAFETY: an entry per channel; nothing writes them any more.
-        let coefficients = |c: usize| self.apply_coefficients(view, unsafe { sums.of(c) }, c);
-        let op = Apply { activation: &self.rectifier, inverse: view.inverse(), coefficients: &coefficients };
-        let to = self.outputs(output);
+        let coefficients = |c: usize| self.apply_coefficients(part.view, unsafe { part.sums.of(c) }, c);
+        let op = Apply { activation: &self.rectifier, inverse, coefficients: &coefficients };
+        let to = self.outputs(part.output);
         // SAFETY: by the caller; maps only read from their inputs.
-        unsafe { T::apply(&self.engine, &op, &view.inputs, &to, band, run) }
+        unsafe { T::apply(&self.engine, &op, &part.view.inputs, &to, part.band, run) }
     }
 
     #[cfg_attr(target_os = "none", inline(never))]
@@ -693,8 +698,6 @@ impl<T: Element> BatchNorm<T> {
 
 /// What a backward call from y has beside it.
 pub(crate) struct FromOutput<'a, P> {
-    /// How to undo the activation.
-    inverse: Rectifier<P>,
     affine: &'a Affine<'a, P>,
     statistics: Statistics<'a, P>,
 }
@@ -707,12 +710,6 @@ pub(crate) struct View<'a, T: Element> {
     statistics: &'a Statistics<'a, T::Param>,
     /// Where y is in the place of x.
     output: Option<&'a FromOutput<'a, T::Param>>,
-}
-
-impl<T: Element> View<'_, T> {
-    fn inverse(&self) -> &Rectifier<T::Param> {
-        self.output.map_or(T::Param::NO_ACTIVATION, |from| &from.inverse)
-    }
 }
 
 /// The first words of the workspace, kept and cleared.

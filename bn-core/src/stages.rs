@@ -167,7 +167,7 @@ macro_rules! stages {
                         return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &inputs.places, band, sink, run);
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
-                    if !op.inverse.plain {
+                    if op.inverse != 1.0 {
                         return e.reduce::<$t, _, _, 2, 2, 2, 2>(&op.undoing(), two, band, sink, run);
                     }
                     match (inputs.masked, op.measure) {
@@ -194,7 +194,7 @@ macro_rules! stages {
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
                     let Outputs { places: to @ [one @ .., _], both } = to;
-                    if !op.inverse.plain {
+                    if op.inverse != 1.0 {
                         let op = &op.undoing();
                         return match both {
                             false => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),

@@ -44,8 +44,8 @@ pub(crate) fn constants<S: Scalar>([e, mean, c, s]: [f64; 4], sigma: f64, reach:
 #[derive(Clone, Copy)]
 pub(crate) struct Apply<'a, S, const UNDO: bool> {
     pub(crate) activation: &'a Rectifier<S>,
-    /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: &'a Rectifier<S>,
+    /// Where x is taken from y: the factor of negative values that undoes the activation. Else 1.
+    pub(crate) inverse: S,
     /// The constants of a channel.
     pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 5>>,
 }
@@ -66,14 +66,14 @@ impl<'a, S: Scalar> Apply<'a, S, false> {
 }
 
 impl<S: Scalar, const UNDO: bool> Apply<'_, S, UNDO> {
-    fn inverse(&self) -> &Rectifier<S> {
+    fn inverse(&self) -> S {
         self.inverse
     }
 }
 
 impl<S: Scalar> ApplyFrozen<'_, S> {
-    fn inverse(&self) -> &Rectifier<S> {
-        S::NO_ACTIVATION
+    fn inverse(&self) -> S {
+        S::ONE
     }
 }
 
@@ -82,18 +82,18 @@ macro_rules! map {
      |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         impl<E: Element> Map<E, $i, $j, $k, $o> for $op {
             const EXACT: bool = true;
-            type Ready<R: Real> = [Rectify<R>; 2];
+            type Ready<R: Real> = (R, Rectify<R>);
 
             #[inline(always)]
-            fn ready<R: Real>(&self, token: R::Token) -> [Rectify<R>; 2] {
-                [self.inverse().rectify(token), self.activation.rectify(token)]
+            fn ready<R: Real>(&self, token: R::Token) -> (R, Rectify<R>) {
+                (R::constant(token, self.inverse()), self.activation.rectify(token))
             }
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, $k> {
                 self.coefficients.of(channel)
             }
             #[inline(always)]
-            fn before<R: Real>($ready: &[Rectify<R>; 2], $x: [R; $i]) -> [R; $j] {
+            fn before<R: Real>($ready: &(R, Rectify<R>), $x: [R; $i]) -> [R; $j] {
                 $before
             }
             #[inline(always)]
@@ -113,7 +113,7 @@ macro_rules! map {
                 None
             }
             #[inline(always)]
-            fn outputs<R: Real>(_: &[Rectify<R>; 2], $w: [R; $j], $dx: R) -> [R; $o] {
+            fn outputs<R: Real>(_: &(R, Rectify<R>), $w: [R; $j], $dx: R) -> [R; $o] {
                 $outputs
             }
         }
@@ -143,8 +143,8 @@ macro_rules! frozen {
 
 /// x, which where elements are taken one by one may be y, and dy behind the mask.
 #[inline(always)]
-fn masked<R: Real>(ready: &[Rectify<R>; 2], [x, dy, y]: [R; 3]) -> [R; 2] {
-    [if Base::SINGLE { ready[0].forward(x) } else { x }, ready[1].backward(y, dy)]
+fn masked<R: Real>(ready: &(R, Rectify<R>), [x, dy, y]: [R; 3]) -> [R; 2] {
+    [if Base::SINGLE { ready.1.undo(ready.0, x) } else { x }, ready.1.backward(y, dy)]
 }
 
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
@@ -153,10 +153,10 @@ batch!(false, 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
 batch!(false, 3, 1, |ready, x| masked(ready, x), |_v, dx| [dx]);
 batch!(false, 3, 2, |ready, x| masked(ready, x), |v, dx| [dx, v[1]]);
 // Inputs y, dy.
-batch!(true, 2, 1, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[0], x[1])], |_v, dx| [dx]);
-batch!(true, 2, 2, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[0], x[1])], |v, dx| [dx, v[1]]);
+batch!(true, 2, 1, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |_v, dx| [dx]);
+batch!(true, 2, 2, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |v, dx| [dx, v[1]]);
 // Inputs dy; with an activation dy, y.
 frozen!(1, 1, |_ready, x| x, |_v, dx| [dx]);
 frozen!(1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
-frozen!(2, 1, |ready, x| [ready[1].backward(x[1], x[0])], |_v, dx| [dx]);
-frozen!(2, 2, |ready, x| [ready[1].backward(x[1], x[0])], |v, dx| [dx, v[0]]);
+frozen!(2, 1, |ready, x| [ready.1.backward(x[1], x[0])], |_v, dx| [dx]);
+frozen!(2, 2, |ready, x| [ready.1.backward(x[1], x[0])], |v, dx| [dx, v[0]]);

@@ -29,8 +29,8 @@ use crate::lanes::{Base, Lanes, Real, Scalar};
 #[derive(Clone, Copy)]
 pub(crate) struct GradientSums<'a, S, const UNDO: bool> {
     pub(crate) activation: &'a Rectifier<S>,
-    /// Where x is taken from y: what undoes the activation.
-    pub(crate) inverse: &'a Rectifier<S>,
+    /// Where x is taken from y: the factor of negative values that undoes the activation. Else 1.
+    pub(crate) inverse: S,
     /// Whether dy loses its mean. Not with frozen statistics: there Σ (x − mean) is not 0, and the
     /// gradients of the parameters are wanted as they are.
     pub(crate) pivot: bool,
@@ -56,18 +56,18 @@ macro_rules! reduction {
             const PASSES: usize = 1;
 
             /// What undoes the activation, and the activation.
-            type Ready<R: Real> = [Rectify<R>; 2];
+            type Ready<R: Real> = (R, Rectify<R>);
 
             #[inline(always)]
-            fn ready<R: Real>(&self, token: R::Token) -> [Rectify<R>; 2] {
-                [self.inverse.rectify(token), self.activation.rectify(token)]
+            fn ready<R: Real>(&self, token: R::Token) -> (R, Rectify<R>) {
+                (R::constant(token, self.inverse), self.activation.rectify(token))
             }
             #[inline(always)]
             fn pivots(&self) -> bool {
                 self.pivot
             }
             #[inline(always)]
-            fn values<R: Real>($ready: &[Rectify<R>; 2], $x: [R; $i]) -> [R; 2] {
+            fn values<R: Real>($ready: &(R, Rectify<R>), $x: [R; $i]) -> [R; 2] {
                 $values
             }
             #[inline(always)]
@@ -118,8 +118,8 @@ macro_rules! reductions {
 // Inputs x, dy; with an activation x, dy, y. Where elements are taken one by one x may be y there.
 reductions!(false, 2, |_ready, x| x);
 reductions!(false, 3, |ready, x| {
-    let input = if Base::SINGLE { ready[0].forward(x[0]) } else { x[0] };
-    [input, ready[1].backward(x[2], x[1])]
+    let input = if Base::SINGLE { ready.1.undo(ready.0, x[0]) } else { x[0] };
+    [input, ready.1.backward(x[2], x[1])]
 });
 // Inputs y, dy.
-reduction!(true, 2, 2, |ready, x| [ready[0].forward(x[0]), ready[1].backward(x[0], x[1])], |e, d| [e, e * d]);
+reduction!(true, 2, 2, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |e, d| [e, e * d]);

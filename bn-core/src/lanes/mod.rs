@@ -22,7 +22,6 @@ pub(crate) mod half;
 pub(crate) mod portable;
 pub(crate) mod single;
 
-use crate::activation::Rectifier;
 use crate::dispatch::{Shells, Task};
 use crate::double::less;
 use core::ops::{Add, Mul, Sub};
@@ -101,8 +100,6 @@ pub trait Scalar:
     const ZERO: Self;
     /// Infinity, and less than any number.
     const INFINITIES: (Self, Self);
-    /// The activation that does nothing, for as long as it takes.
-    const NO_ACTIVATION: &'static Rectifier<Self>;
     /// One over the number of pivot samples.
     const PER_SAMPLE: Self;
     /// Rounds to nearest.
@@ -133,7 +130,6 @@ impl Scalar for f32 {
     const ONE: f32 = 1.0;
     const ZERO: f32 = 0.0;
     const INFINITIES: (f32, f32) = (f32::INFINITY, f32::NEG_INFINITY);
-    const NO_ACTIVATION: &'static Rectifier<f32> = &Rectifier::IDENTITY;
     const PER_SAMPLE: f32 = 1.0 / crate::layout::grid::SAMPLES as f32;
     const DOWN: f32 = f32::from_bits((127 - 64) << 23);
     const UP: f32 = f32::from_bits((127 + 127) << 23);
@@ -160,7 +156,6 @@ impl Scalar for f64 {
     const ONE: f64 = 1.0;
     const ZERO: f64 = 0.0;
     const INFINITIES: (f64, f64) = (f64::INFINITY, f64::NEG_INFINITY);
-    const NO_ACTIVATION: &'static Rectifier<f64> = &Rectifier::IDENTITY;
     const PER_SAMPLE: f64 = 1.0 / crate::layout::grid::SAMPLES as f64;
     const DOWN: f64 = f64::from_bits((1023 - 512) << 52);
     const UP: f64 = f64::from_bits((1023 + 1023) << 52);

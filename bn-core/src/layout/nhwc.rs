@@ -741,7 +741,7 @@ unsafe fn for_each<E, R, const I: usize, const J: usize, const K: usize, const N
     for row in first..first + count {
         for e in start..end {
             // SAFETY: by the caller.
-            each(div(e - start, geo.adjacent) % MOST_LANES, unsafe { values_of(op, from, row, e) });
+            each(div(e - start, geo.adjacent), unsafe { values_of(op, from, row, e) });
         }
     }
 }
