@@ -18,7 +18,7 @@ struct AffineArrays<P>(Option<Array<P>>, Option<Array<P>>);
 
 impl<P: Param> AffineArrays<P> {
     fn new<T: Element<Param = P>>(
-        plan: &Plan<T>,
+        plan: &Plan<'_, T>,
         to: &mut Operands,
         gamma: *const c_void,
         beta: *const c_void,
@@ -47,7 +47,7 @@ struct GradientArrays<T: Element> {
 
 impl<T: Element> GradientArrays<T> {
     fn new(
-        plan: &Plan<T>,
+        plan: &Plan<'_, T>,
         to: &mut Operands,
         dx: *mut c_void,
         dresidual: *mut c_void,
@@ -81,7 +81,7 @@ impl<T: Element> GradientArrays<T> {
 }
 
 pub(crate) unsafe fn forward_training<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     residual: *const c_void,
     gamma: *const c_void,
@@ -98,13 +98,13 @@ pub(crate) unsafe fn forward_training<T: Element>(
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::ForwardTraining, workspace, |run| {
-            raw::forward_training(&plan.bn, at, affine.get(), moments.get_mut(), run)
+            raw::forward_training(plan.bn, at, affine.get(), moments.get_mut(), run)
         })
     }
 }
 
 pub(crate) unsafe fn forward_inference<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     residual: *const c_void,
     gamma: *const c_void,
@@ -121,19 +121,19 @@ pub(crate) unsafe fn forward_inference<T: Element>(
     })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
-        plan.run(Op::Inference, workspace, |run| raw::inference(&plan.bn, at, affine.get(), mean.get(), var.get(), run))
+        plan.run(Op::Inference, workspace, |run| raw::inference(plan.bn, at, affine.get(), mean.get(), var.get(), run))
     }
 }
 
 pub(crate) unsafe fn prepare<T: Element<Param = f32>>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     gamma: *const c_void,
     beta: *const c_void,
     running_mean: *const c_void,
     running_var: *const c_void,
     prepared: *mut batchnorm_prepared,
 ) -> Done {
-    let mut to = plan.operands();
+    let mut to = Operands::NONE;
     let affine = AffineArrays::new(plan, &mut to, gamma, beta)?;
     let (mean, var) = (plan.array(&mut to, running_mean)?, plan.array(&mut to, running_var)?);
     let prepared: Array<Prepared<f32>> = plan.array_mut(&mut to, prepared.cast())?;
@@ -143,7 +143,7 @@ pub(crate) unsafe fn prepare<T: Element<Param = f32>>(
 }
 
 pub(crate) unsafe fn apply<T: Element<Param = f32>>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     residual: *const c_void,
     prepared: *const batchnorm_prepared,
@@ -155,11 +155,11 @@ pub(crate) unsafe fn apply<T: Element<Param = f32>>(
         Ok((at, prepared))
     })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
-    unsafe { plan.run(Op::Inference, workspace, |run| raw::apply(&plan.bn, at, prepared.get(), run)) }
+    unsafe { plan.run(Op::Inference, workspace, |run| raw::apply(plan.bn, at, prepared.get(), run)) }
 }
 
 pub(crate) unsafe fn backward<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     y: *const c_void,
     dy: *const c_void,
@@ -181,12 +181,12 @@ pub(crate) unsafe fn backward<T: Element>(
     unsafe {
         let statistics = Statistics::Batch(moments.get());
         let at = Backward { x, y, dy, gamma: gamma.map(|a| a.get()), statistics };
-        plan.run(Op::Backward, workspace, |run| raw::backward(&plan.bn, at, output.get(), run))
+        plan.run(Op::Backward, workspace, |run| raw::backward(plan.bn, at, output.get(), run))
     }
 }
 
 pub(crate) unsafe fn backward_inference<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     y: *const c_void,
     dy: *const c_void,
@@ -209,12 +209,12 @@ pub(crate) unsafe fn backward_inference<T: Element>(
     unsafe {
         let statistics = Statistics::Running { mean: mean.get(), var: var.get() };
         let at = Backward { x, y, dy, gamma: gamma.map(|a| a.get()), statistics };
-        plan.run(Op::Backward, workspace, |run| raw::backward(&plan.bn, at, output.get(), run))
+        plan.run(Op::Backward, workspace, |run| raw::backward(plan.bn, at, output.get(), run))
     }
 }
 
 pub(crate) unsafe fn backward_from_output<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     y: *const c_void,
     dy: *const c_void,
     gamma: *const c_void,
@@ -234,13 +234,13 @@ pub(crate) unsafe fn backward_from_output<T: Element>(
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         plan.run(Op::Backward, workspace, |run| {
-            raw::backward_from_output(&plan.bn, y, dy, affine.get(), moments.get(), output.get(), run)
+            raw::backward_from_output(plan.bn, y, dy, affine.get(), moments.get(), output.get(), run)
         })
     }
 }
 
 pub(crate) unsafe fn moments_accumulate<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     moments: *mut batchnorm_moments,
 ) -> Done {
@@ -250,7 +250,7 @@ pub(crate) unsafe fn moments_accumulate<T: Element>(
         Ok((x, moments))
     })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
-    unsafe { plan.run(Op::ForwardTraining, workspace, |run| raw::moments(&plan.bn, x, moments.get_mut(), run)) }
+    unsafe { plan.run(Op::ForwardTraining, workspace, |run| raw::moments(plan.bn, x, moments.get_mut(), run)) }
 }
 
 pub(crate) unsafe fn moments_merge(
@@ -258,7 +258,7 @@ pub(crate) unsafe fn moments_merge(
     into: *mut batchnorm_moments,
     from: *const batchnorm_moments,
 ) -> Done {
-    let mut to = Operands::new();
+    let mut to = Operands::NONE;
     let into: Array<Moments> = to.array(into.cast(), channels, true)?;
     let from: Array<Moments> = to.array(from.cast(), channels, false)?;
     to.apart()?;
@@ -267,7 +267,7 @@ pub(crate) unsafe fn moments_merge(
 }
 
 pub(crate) unsafe fn normalize<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     residual: *const c_void,
     gamma: *const c_void,
@@ -283,12 +283,12 @@ pub(crate) unsafe fn normalize<T: Element>(
     })?;
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
-        plan.run(Op::ForwardTraining, workspace, |run| raw::normalize(&plan.bn, at, affine.get(), moments.get(), run))
+        plan.run(Op::ForwardTraining, workspace, |run| raw::normalize(plan.bn, at, affine.get(), moments.get(), run))
     }
 }
 
 pub(crate) unsafe fn backward_sums<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     y: *const c_void,
     dy: *const c_void,
@@ -304,12 +304,12 @@ pub(crate) unsafe fn backward_sums<T: Element>(
     // SAFETY: the buffers are apart; the caller of the library vouches for the rest.
     unsafe {
         let at = Backward { x, y, dy, gamma: None, statistics: Statistics::Batch(moments.get()) };
-        plan.run(Op::Backward, workspace, |run| raw::backward_sums(&plan.bn, at, sums.get_mut(), run))
+        plan.run(Op::Backward, workspace, |run| raw::backward_sums(plan.bn, at, sums.get_mut(), run))
     }
 }
 
 pub(crate) unsafe fn backward_apply<T: Element>(
-    plan: &Plan<T>,
+    plan: &Plan<'_, T>,
     x: *const c_void,
     y: *const c_void,
     dy: *const c_void,
@@ -332,7 +332,7 @@ pub(crate) unsafe fn backward_apply<T: Element>(
     unsafe {
         let statistics = Statistics::Batch(moments.get());
         let at = Backward { x, y, dy, gamma: gamma.map(|a| a.get()), statistics };
-        plan.run(Op::Backward, workspace, |run| raw::backward_apply(&plan.bn, at, sums.get(), output.get(), run))
+        plan.run(Op::Backward, workspace, |run| raw::backward_apply(plan.bn, at, sums.get(), output.get(), run))
     }
 }
 
@@ -360,7 +360,7 @@ pub(crate) unsafe fn running_update<P: Param>(
     running_var: *mut c_void,
     skipped: *mut usize,
 ) -> Done {
-    let mut to = Operands::new();
+    let mut to = Operands::NONE;
     let moments: Array<Moments> = to.array(moments.cast(), channels, false)?;
     let batches: Option<Array<u64>> = to.optional(num_batches.cast(), 1, true)?;
     let mean: Array<P> = to.array(running_mean, channels, true)?;
@@ -385,7 +385,7 @@ pub(crate) unsafe fn fold_before(
     weight: *mut f32,
     bias: *mut f32,
 ) -> Done {
-    let mut to = Operands::new();
+    let mut to = Operands::NONE;
     let prepared: Array<Prepared<f32>> = to.array(prepared.cast(), outputs, false)?;
     let weights = outputs.checked_mul(inputs_per_output).ok_or(Refused(BATCHNORM_ERROR_SIZE))?;
     let weight: Array<f32> = to.array(weight.cast(), weights, true)?;
@@ -406,7 +406,7 @@ pub(crate) unsafe fn fold_after(
     weight: *mut f32,
     bias: *mut f32,
 ) -> Done {
-    let mut to = Operands::new();
+    let mut to = Operands::NONE;
     let prepared: Array<Prepared<f32>> = to.array(prepared.cast(), channels, false)?;
     let row = channels.checked_mul(taps);
     let weights = row.and_then(|n| n.checked_mul(outputs)).ok_or(Refused(BATCHNORM_ERROR_SIZE))?;
@@ -420,7 +420,7 @@ pub(crate) unsafe fn fold_after(
     }
 }
 
-pub(crate) unsafe fn workspace<T: Element>(plan: &Plan<T>, op: u32, best: bool, bytes: &mut usize) -> Done {
+pub(crate) unsafe fn workspace<T: Element>(plan: &Plan<'_, T>, op: u32, best: bool, bytes: &mut usize) -> Done {
     let op = match op {
         BATCHNORM_OP_FORWARD_TRAINING => Op::ForwardTraining,
         BATCHNORM_OP_INFERENCE => Op::Inference,

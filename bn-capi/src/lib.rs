@@ -52,11 +52,11 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
-/// Runs a generic call. (The plan stays where it was made: with `?` there would be two on the stack.)
+/// Runs a generic call. (A `BatchNorm` stays where it was made: with `?` there would be two on a small stack.)
 macro_rules! call {
     ($element:ty, $desc:expr, $call:ident($($arg:expr),*)) => {
-        match &Plan::<$element>::new($desc) {
-            Ok(plan) => calls::$call(plan, $($arg),*),
+        match &plan::batch_norm::<$element>($desc) {
+            Ok(bn) => calls::$call(&Plan::new(bn, $desc)?, $($arg),*),
             Err(refused) => Err(*refused),
         }
     };

@@ -12,14 +12,14 @@ use core::ffi::c_void;
 /// What a buffer is to the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
+    /// An array, or the workspace.
+    Other,
     X,
     Residual,
     Y,
     Dy,
     Dx,
     Dresidual,
-    /// An array, or the workspace.
-    Other,
 }
 
 impl Role {
@@ -93,20 +93,21 @@ impl<'a, P: 'a> Array<P> {
 }
 
 impl Operands {
-    /// Of a call on arrays alone.
-    pub(crate) fn new() -> Self {
-        let nothing = Buffer { start: 0, end: 0, stride: Stride::default(), role: Role::Other, written: false };
-        Operands { list: [nothing; MOST], len: 0, extent: Extent { runs: 0, run: 0, images: 0, size: 1 } }
-    }
+    /// Of a call on arrays alone, unless a [shape](Self::set_shape) is set.
+    pub(crate) const NONE: Operands = {
+        let nothing =
+            Buffer { start: 0, end: 0, stride: Stride { batch: 0, inner: 0 }, role: Role::Other, written: false };
+        Operands { list: [nothing; MOST], len: 0, extent: Extent { runs: 0, run: 0, images: 0, size: 0 } }
+    };
 
-    /// Of a call on tensors of this shape, with elements of this size.
-    pub(crate) fn of(shape: Shape, size: usize) -> Self {
+    /// Tensors are of this shape, and elements of this size. (In place: the list is half of the stack that this takes.)
+    pub(crate) fn set_shape(&mut self, shape: Shape, size: usize) {
         let (runs, run) = match shape.layout() {
             Layout::Nhwc => (shape.spatial(), shape.channels()),
             _ => (shape.channels(), shape.spatial()),
         };
         let images = if shape.is_empty() { 0 } else { shape.batch() };
-        Operands { extent: Extent { runs, run, images, size }, ..Self::new() }
+        self.extent = Extent { runs, run, images, size };
     }
 
     fn push(&mut self, start: usize, bytes: usize, stride: Stride, role: Role, written: bool) -> Result<(), Refused> {
@@ -247,6 +248,12 @@ mod tests {
     use std::collections::HashSet;
     use std::vec::Vec;
 
+    fn of(shape: Shape) -> Operands {
+        let mut operands = Operands::NONE;
+        operands.set_shape(shape, 4);
+        operands
+    }
+
     fn elements(shape: Shape, s: Stride, first: usize) -> HashSet<usize> {
         let (runs, run) = match shape.layout() {
             Layout::Nhwc => (shape.spatial(), shape.channels()),
@@ -267,7 +274,7 @@ mod tests {
         let whole = memory.as_ptr().cast();
         let within = memory[2..].as_ptr().cast();
         for (len, expected) in [(0, Ok(())), (1, Err(Refused(BATCHNORM_ERROR_OVERLAP)))] {
-            let mut to = Operands::new();
+            let mut to = Operands::NONE;
             to.array::<f32>(whole, memory.len(), true).unwrap();
             to.array::<f32>(within, len, true).unwrap();
             assert_eq!(to.apart(), expected);
@@ -290,7 +297,7 @@ mod tests {
                             let plan = bn_core::BatchNorm::<f32>::new(shape, 0.0).unwrap().with_strides(strides);
                             let Ok(plan) = plan else { continue };
                             let s = plan.strides().x;
-                            let operands = Operands::of(shape, 4);
+                            let operands = of(shape);
                             let at_0 = elements(shape, s, 0);
                             assert_eq!(at_0.iter().max().unwrap() + 1, operands.span(s));
                             for distance in 1..40 {
@@ -307,10 +314,10 @@ mod tests {
         assert!(found > 1000);
         // Two halves of the channels, in either layout.
         let shape = Shape::nhwc(2, 4, &[5]).unwrap();
-        assert!(Operands::of(shape, 4).interleaved(4, Stride { batch: 40, inner: 8 }));
-        assert!(!Operands::of(shape, 4).interleaved(3, Stride { batch: 40, inner: 8 }));
+        assert!(of(shape).interleaved(4, Stride { batch: 40, inner: 8 }));
+        assert!(!of(shape).interleaved(3, Stride { batch: 40, inner: 8 }));
         let shape = Shape::nchw(2, 4, &[5]).unwrap();
-        assert!(Operands::of(shape, 4).interleaved(20, Stride { batch: 40, inner: 5 }));
-        assert!(!Operands::of(shape, 4).interleaved(15, Stride { batch: 40, inner: 5 }));
+        assert!(of(shape).interleaved(20, Stride { batch: 40, inner: 5 }));
+        assert!(!of(shape).interleaved(15, Stride { batch: 40, inner: 5 }));
     }
 }

@@ -7,7 +7,7 @@ use crate::status::{
     BATCHNORM_ERROR_STRUCT_SIZE, BATCHNORM_OK, Refused, batchnorm_status,
 };
 use crate::types::*;
-use bn_core::raw::Forward;
+use bn_core::raw::{self, Forward};
 use bn_core::{Activation, BatchNorm, Element, Error, Executor, Isa, IsaKind, Layout, Op, Run, Shape, Stride, Strides};
 use core::ffi::c_void;
 
@@ -96,52 +96,51 @@ pub(crate) unsafe fn descriptor<'a>(desc: *const batchnorm_desc) -> Result<(&'a 
     Ok((desc, dtype))
 }
 
+/// bn-core's plan of a descriptor.
+// A function of its own: what a plan is made from is not on the stack while it is used.
+#[inline(never)]
+pub(crate) fn batch_norm<T: Element>(desc: &batchnorm_desc) -> Result<BatchNorm<T>, Refused> {
+    let layout = match desc.layout {
+        BATCHNORM_NCHW => Layout::Nchw,
+        BATCHNORM_NHWC => Layout::Nhwc,
+        _ => return Err(Refused(BATCHNORM_ERROR_ENUM)),
+    };
+    let activation = match desc.activation {
+        BATCHNORM_IDENTITY => Activation::Identity,
+        BATCHNORM_RELU => Activation::Relu,
+        BATCHNORM_LEAKY_RELU => Activation::LeakyRelu { slope: desc.act_a },
+        BATCHNORM_CLAMP => Activation::Clamp { lo: desc.act_a, hi: desc.act_b },
+        _ => return Err(Refused(BATCHNORM_ERROR_ENUM)),
+    };
+    if desc.flags & !BATCHNORM_ALLOW_ONE_VALUE != 0 {
+        return Err(Refused(BATCHNORM_ERROR_ENUM));
+    }
+    let isa = isa(desc.isa)?;
+    let stride = |s: batchnorm_stride| Stride { batch: s.batch, inner: s.inner };
+    let strides = Strides {
+        x: stride(desc.x),
+        y: stride(desc.y),
+        residual: stride(desc.residual),
+        dy: stride(desc.dy),
+        dx: stride(desc.dx),
+        dresidual: stride(desc.dresidual),
+    };
+    let shape = Shape::new(layout, desc.batch, desc.channels, &[desc.spatial])?;
+    raw::plan(shape, desc.epsilon, activation, strides, isa, desc.flags & BATCHNORM_ALLOW_ONE_VALUE != 0)
+}
+
 /// A plan, and what the call runs with.
-pub(crate) struct Plan<T: Element> {
-    pub(crate) bn: BatchNorm<T>,
+pub(crate) struct Plan<'a, T: Element> {
+    pub(crate) bn: &'a BatchNorm<T>,
     executor: Option<ByCallback>,
     workspace: *mut c_void,
     words: usize,
 }
 
-impl<T: Element> Plan<T> {
+impl<'a, T: Element> Plan<'a, T> {
     /// # Safety
     /// The descriptor's executor is NULL or valid.
-    // A function of its own: what a plan is made from is not on the stack while it is used.
-    #[inline(never)]
-    pub(crate) unsafe fn new(desc: &batchnorm_desc) -> Result<Self, Refused> {
-        let layout = match desc.layout {
-            BATCHNORM_NCHW => Layout::Nchw,
-            BATCHNORM_NHWC => Layout::Nhwc,
-            _ => return Err(Refused(BATCHNORM_ERROR_ENUM)),
-        };
-        let activation = match desc.activation {
-            BATCHNORM_IDENTITY => Activation::Identity,
-            BATCHNORM_RELU => Activation::Relu,
-            BATCHNORM_LEAKY_RELU => Activation::LeakyRelu { slope: desc.act_a },
-            BATCHNORM_CLAMP => Activation::Clamp { lo: desc.act_a, hi: desc.act_b },
-            _ => return Err(Refused(BATCHNORM_ERROR_ENUM)),
-        };
-        if desc.flags & !BATCHNORM_ALLOW_ONE_VALUE != 0 {
-            return Err(Refused(BATCHNORM_ERROR_ENUM));
-        }
-        let isa = isa(desc.isa)?;
-        let stride = |s: batchnorm_stride| Stride { batch: s.batch, inner: s.inner };
-        let strides = Strides {
-            x: stride(desc.x),
-            y: stride(desc.y),
-            residual: stride(desc.residual),
-            dy: stride(desc.dy),
-            dx: stride(desc.dx),
-            dresidual: stride(desc.dresidual),
-        };
-        let shape = Shape::new(layout, desc.batch, desc.channels, &[desc.spatial])?;
-        // In place: each plan that is moved takes a fifth of a small stack.
-        let mut bn = BatchNorm::<T>::new(shape, desc.epsilon)?;
-        bn.set_activation(activation)?;
-        bn.set_isa(isa);
-        bn.set_strides(strides)?;
-        bn.set_one_value(desc.flags & BATCHNORM_ALLOW_ONE_VALUE != 0);
+    pub(crate) unsafe fn new(bn: &'a BatchNorm<T>, desc: &batchnorm_desc) -> Result<Self, Refused> {
         let executor = if desc.executor.is_null() {
             None
         } else {
@@ -160,11 +159,6 @@ impl<T: Element> Plan<T> {
     /// How many tasks the executor runs at once.
     pub(crate) fn width(&self) -> usize {
         self.executor.as_ref().map_or(1, |e| e.width.max(1))
-    }
-
-    /// To note the call's buffers in.
-    pub(crate) fn operands(&self) -> Operands {
-        Operands::of(self.bn.shape(), size_of::<T>())
     }
 
     pub(crate) fn x(&self, to: &mut Operands, ptr: *const c_void) -> Result<*const T, Refused> {
@@ -250,7 +244,8 @@ impl<T: Element> Plan<T> {
         op: Op,
         note: impl FnOnce(&mut Operands) -> Result<R, Refused>,
     ) -> Result<(R, Option<Array<u64>>), Refused> {
-        let mut operands = self.operands();
+        let mut operands = Operands::NONE;
+        operands.set_shape(self.bn.shape(), size_of::<T>());
         let noted = note(&mut operands)?;
         let words = self.words.min(self.bn.workspace_best(op, self.width()));
         let workspace = operands.optional(self.workspace, words, true)?;

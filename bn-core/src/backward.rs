@@ -8,12 +8,13 @@ use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Failed, Run, Shared};
 use crate::forward::MomentSink;
-use crate::kernel::backward_apply::{Apply, ApplyFrozen, constants};
+use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
 use crate::kernel::backward_sums::GradientSums;
+use crate::kernel::constants::{GROUP, Source, each, entries};
 use crate::kernel::factor_is_safe;
-use crate::kernel::normalize::inverse_std;
+use crate::kernel::normalize::{inverse_std, inverse_stds};
 use crate::kernel::{Coefficients, OfChannel};
-use crate::lanes::Scalar;
+use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
 use crate::moments::{GradSums, Moments};
@@ -200,6 +201,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// What a view from y needs, once it has been checked.
+    #[cfg_attr(target_os = "none", inline(never))]
     pub(crate) fn output_source<'v>(
         &self,
         affine: &'v Affine<'v, T::Param>,
@@ -632,11 +634,7 @@ impl<T: Element> BatchNorm<T> {
     #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn frozen_inputs_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
         let &Part { view, band, output, .. } = part;
-        let coefficients = |c: usize| {
-            let s = if output.dx.is_some() { self.scale(view, c) } else { 1.0 };
-            let safe = factor_is_safe::<T::Param>(s);
-            Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe }
-        };
+        let coefficients = Frozen { bn: self, view, scaled: output.dx.is_some() };
         let op = ApplyFrozen { activation: &self.rectifier, coefficients: &coefficients };
         let to = self.outputs(output);
         // SAFETY: by the caller; maps only read from their inputs.
@@ -650,8 +648,7 @@ impl<T: Element> BatchNorm<T> {
     #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn batch_inputs_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
         let inverse = self.inverse(part.view);
-        // SAFETY: an entry per channel; nothing writes them any more.
-        let coefficients = |c: usize| self.apply_coefficients(part.view, unsafe { part.sums.of(c) }, c);
+        let coefficients = OfPart { bn: self, part };
         let op = Apply { activation: &self.rectifier, inverse, coefficients: &coefficients };
         let to = self.outputs(part.output);
         // SAFETY: by the caller; maps only read from their inputs.
@@ -719,6 +716,64 @@ fn keep_zeros(run: &mut Run<'_>, words: usize) -> Result<Shared<u64>, Failed> {
     // SAFETY: as many words are kept.
     run.once(&|| unsafe { kept.fill(0, words) })?;
     Ok(kept)
+}
+
+/// What the constants of a channel are made from: its sums, which nothing writes any more.
+struct OfPart<'a, T: Element> {
+    bn: &'a BatchNorm<T>,
+    part: &'a Part<'a, T>,
+}
+
+impl<T: Element> Source<T::Param, 5> for OfPart<'_, T> {
+    fn of(&self, c: usize) -> Coefficients<T::Param, 5> {
+        // SAFETY: an entry per channel.
+        self.bn.apply_coefficients(self.part.view, unsafe { self.part.sums.of(c) }, c)
+    }
+    fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 5]) -> bool {
+        let (view, sums) = (self.part.view, self.part.sums);
+        let moments = match *view.statistics {
+            Statistics::Batch(moments) if !Base::SINGLE && view.output.is_none() => moments,
+            _ => return false,
+        };
+        let Some(m) = moments.get(first..).and_then(<[Moments]>::first_chunk::<GROUP>) else { return false };
+        let (mut dbeta, mut dot, mut off) = ([0.0; GROUP], [0.0; GROUP], [0.0; GROUP]);
+        for i in 0..GROUP {
+            // SAFETY: an entry per channel.
+            let (of, off_mean) = unsafe { sums.of(first + i) };
+            (dbeta[i], dot[i], off[i]) = (of.dbeta, of.dot, off_mean);
+        }
+        let parts = Parts {
+            mean: each(|i| m[i].mean + off[i]),
+            m2: each(|i| m[i].m2),
+            n: each(|i| m[i].count as f64),
+            gamma: entries(view.gamma, first, 1.0),
+            dbeta,
+            dot,
+        };
+        constants_of_group(to, &parts, self.bn.epsilon)
+    }
+}
+
+/// The same where they depend on no sums: the scale, or 1 where only dresidual is wanted.
+struct Frozen<'a, T: Element> {
+    bn: &'a BatchNorm<T>,
+    view: &'a View<'a, T>,
+    scaled: bool,
+}
+
+impl<T: Element> Source<T::Param, 1> for Frozen<'_, T> {
+    fn of(&self, c: usize) -> Coefficients<T::Param, 1> {
+        let s = if self.scaled { self.bn.scale(self.view, c) } else { 1.0 };
+        Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe: factor_is_safe::<T::Param>(s) }
+    }
+    fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 1]) -> bool {
+        let var = match *self.view.statistics {
+            Statistics::Running { var, .. } if !Base::SINGLE && self.scaled => var,
+            _ => return false,
+        };
+        let (var, gamma) = (entries(Some(var), first, 0.0), entries(self.view.gamma, first, 1.0));
+        scales_of_group(to, &inverse_stds(&each(|i| var[i] + self.bn.epsilon), &gamma))
+    }
 }
 
 /// A band of channels whose sums are there, and what is to be made of them.

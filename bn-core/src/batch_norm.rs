@@ -70,18 +70,32 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Epsilon`] where it is negative, infinite or NaN.
     pub fn new(shape: Shape, epsilon: f64) -> Result<Self, Error> {
+        Self::of(shape, epsilon, Activation::Identity, Strides::DENSE, Isa::detect(), false)
+    }
+
+    /// All of a plan at once, so that it is made where it stays: with the [errors](Error) of its caller.
+    #[inline(always)]
+    pub(crate) fn of<E: From<Error>>(
+        shape: Shape,
+        epsilon: f64,
+        activation: Activation,
+        strides: Strides,
+        isa: Isa,
+        one_value: bool,
+    ) -> Result<Self, E> {
         if !(0.0..f64::INFINITY).contains(&epsilon) {
-            return Err(Error::Epsilon { got: epsilon });
+            return Err(Error::Epsilon { got: epsilon }.into());
         }
-        let strides = Strides::DENSE.resolve(&shape)?.all();
+        activation.check()?;
+        let strides = strides.resolve(&shape)?;
         Ok(BatchNorm {
             shape,
             strides,
             epsilon,
-            activation: Activation::Identity,
-            rectifier: Activation::Identity.into(),
-            one_value: false,
-            engine: Engine::new::<T>(shape, Isa::detect()),
+            activation,
+            rectifier: activation.into(),
+            one_value,
+            engine: Engine::new::<T>(shape, &strides, isa),
             element: PhantomData,
         })
     }
@@ -136,7 +150,7 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// As there.
     pub fn set_strides(&mut self, strides: Strides) -> Result<(), Error> {
-        self.strides = strides.resolve(&self.shape)?.all();
+        self.strides = strides.resolve(&self.shape)?;
         self.engine.stride::<T>(&self.strides);
         Ok(())
     }

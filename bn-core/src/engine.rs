@@ -69,11 +69,15 @@ pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
 }
 
 impl Engine {
-    pub(crate) fn new<E: Element>(shape: Shape, isa: Isa) -> Self {
+    /// For operands of these (resolved) strides.
+    #[cfg_attr(target_os = "none", inline(never))]
+    pub(crate) fn new<E: Element>(shape: Shape, strides: &[Stride; 6], isa: Isa) -> Self {
         let lanes = E::Compute::LANES;
         let (batch, spatial) = if shape.is_empty() { (0, 1) } else { (shape.batch(), shape.spatial()) };
         let grid = Grid::new(shape.layout(), batch, shape.channels(), spatial, lanes);
-        Engine { shape, grid, lanes, staged: false, isa }
+        let mut engine = Engine { shape, grid, lanes, staged: false, isa };
+        engine.stride::<E>(strides);
+        engine
     }
 
     /// An operand; its strides are resolved.

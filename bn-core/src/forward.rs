@@ -1,12 +1,14 @@
 //! The training forward pass, and its two stages.
 
 use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, length_of};
-use crate::element::Element;
+use crate::element::{Element, Param};
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Failed, Run, Shared};
-use crate::kernel::normalize::{Normalize, inverse_std, split};
-use crate::kernel::{Coefficients, OfChannel};
+use crate::kernel::Coefficients;
+use crate::kernel::constants::{GROUP, Source, each, entries};
+use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
+use crate::lanes::{Base, Lanes};
 use crate::layout::Place;
 use crate::moments::Moments;
 use crate::shape::Operand;
@@ -195,13 +197,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let moments = Shared(moments.cast_mut());
-        let coefficients = |c: usize| -> Coefficients<T::Param, 3> {
-            // SAFETY: an entry per channel.
-            let m = unsafe { *moments.at(c) };
-            let scale = affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
-            split::<T::Param>(m.mean, scale, affine.beta(c), Some(m.m2))
-        };
+        let coefficients = Batch { moments: Shared(moments.cast_mut()), affine, epsilon: self.epsilon };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &coefficients, y, run) }
     }
@@ -212,7 +208,7 @@ impl<T: Element> BatchNorm<T> {
         &self,
         x: *const T,
         residual: Option<*const T>,
-        coefficients: &dyn OfChannel<Coefficients<T::Param, 3>>,
+        coefficients: &dyn Source<T::Param, 3>,
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
@@ -226,6 +222,36 @@ impl<T: Element> BatchNorm<T> {
     pub(crate) fn inputs(&self, x: *const T, residual: Option<*const T>) -> [Place<T>; 2] {
         let (operand, r) = residual.map_or((Operand::X, x), |r| (Operand::Residual, r));
         [self.place(Operand::X, x), self.place(operand, r)]
+    }
+}
+
+/// What training makes the constants of a channel from.
+struct Batch<'a, P> {
+    /// Those of channel 0; the others follow.
+    moments: Shared<Moments>,
+    affine: Affine<'a, P>,
+    epsilon: f64,
+}
+
+impl<P: Param> Source<P, 3> for Batch<'_, P> {
+    fn of(&self, c: usize) -> Coefficients<P, 3> {
+        // SAFETY: an entry per channel; nothing writes them meanwhile.
+        let m = unsafe { *self.moments.at(c) };
+        let scale = self.affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
+        split::<P>(m.mean, scale, self.affine.beta(c), Some(m.m2))
+    }
+    fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+        if Base::SINGLE {
+            return false;
+        }
+        // SAFETY: as above.
+        let m = unsafe { &*self.moments.at(first).cast::<[Moments; GROUP]>() };
+        let (mean, m2) = (each(|i| m[i].mean), each(|i| m[i].m2));
+        let n = each(|i| m[i].count as f64);
+        // Of no values NaN, which is not inside.
+        let v = each(|i| m2[i] / n[i] + self.epsilon);
+        let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
+        split_group(to, &mean, &v, &gamma, &beta, Some(&m2))
     }
 }
 

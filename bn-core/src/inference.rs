@@ -4,8 +4,10 @@ use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::{Element, Param};
 use crate::error::Error;
 use crate::exec::{Failed, Run};
-use crate::kernel::normalize::{Normalize, inverse_std, split};
-use crate::kernel::{Coefficients, OfChannel};
+use crate::kernel::Coefficients;
+use crate::kernel::constants::{GROUP, Source, each, entries};
+use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
+use crate::lanes::{Base, Lanes};
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
 
@@ -214,10 +216,19 @@ struct Running<'a, P> {
     epsilon: f64,
 }
 
-impl<P: Param> OfChannel<Coefficients<P, 3>> for Running<'_, P> {
+impl<P: Param> Source<P, 3> for Running<'_, P> {
     fn of(&self, c: usize) -> Coefficients<P, 3> {
         let scale = self.affine.gamma(c) * inverse_std(entry(Some(self.var), c, 1.0), self.epsilon);
         split::<P>(entry(Some(self.mean), c, 0.0), scale, self.affine.beta(c), None)
+    }
+    fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+        if Base::SINGLE {
+            return false;
+        }
+        let var = entries(Some(self.var), first, 1.0);
+        let mean = entries(Some(self.mean), first, 0.0);
+        let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
+        split_group(to, &mean, &each(|i| var[i] + self.epsilon), &gamma, &beta, None)
     }
 }
 

@@ -19,7 +19,9 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::exec::{Run, Shared};
 use crate::inference::Prepared;
+use crate::isa::Isa;
 use crate::moments::{GradSums, Moments};
+use crate::shape::{Shape, Strides};
 use core::marker::PhantomData;
 
 /// What a forward operation works on.
@@ -54,6 +56,23 @@ pub struct Backward<'a, T: Element> {
 /// As of the operation that it is given to, for as long as `'a`.
 pub unsafe fn output<'a, T>(ptr: *mut T, len: usize) -> Output<'a, T> {
     Output { ptr, len, life: PhantomData }
+}
+
+/// A plan with everything at once: [`BatchNorm::new`] and the methods that change it, without a plan on the stack for each
+/// of them; with the caller's errors.
+///
+/// # Errors
+/// As of those.
+#[inline(always)]
+pub fn plan<T: Element, E: From<Error>>(
+    shape: Shape,
+    epsilon: f64,
+    activation: Activation,
+    strides: Strides,
+    isa: Isa,
+    one_value: bool,
+) -> Result<BatchNorm<T>, E> {
+    BatchNorm::of(shape, epsilon, activation, strides, isa, one_value)
 }
 
 /// [`BatchNorm::forward_training`].
@@ -164,6 +183,7 @@ pub unsafe fn apply<T: Element>(
 ///
 /// # Safety
 /// [Above](self).
+#[inline(always)]
 pub unsafe fn backward<T: Element>(
     bn: &BatchNorm<T>,
     at: Backward<'_, T>,
@@ -187,6 +207,7 @@ pub unsafe fn backward<T: Element>(
 ///
 /// # Safety
 /// [Above](self).
+#[inline(always)]
 pub unsafe fn backward_from_output<T: Element>(
     bn: &BatchNorm<T>,
     y: *const T,
@@ -212,6 +233,7 @@ pub unsafe fn backward_from_output<T: Element>(
 ///
 /// # Safety
 /// [Above](self).
+#[inline(always)]
 pub unsafe fn backward_sums<T: Element>(
     bn: &BatchNorm<T>,
     at: Backward<'_, T>,
@@ -232,6 +254,7 @@ pub unsafe fn backward_sums<T: Element>(
 ///
 /// # Safety
 /// [Above](self).
+#[inline(always)]
 pub unsafe fn backward_apply<T: Element>(
     bn: &BatchNorm<T>,
     at: Backward<'_, T>,

@@ -205,23 +205,14 @@ impl Strides {
         Strides { x: d, y: d, residual: d, dy: d, dx: d, dresidual: d }
     };
 
-    /// With zeros replaced by what they mean.
-    pub(crate) fn resolve(self, shape: &Shape) -> Result<Self, Error> {
-        let [x, y, residual, dy, dx, dresidual] = Operand::ALL.map(|o| self.of(o).resolve(shape));
-        for (o, resolved) in Operand::ALL.iter().zip([x, y, residual, dy, dx, dresidual]) {
-            if resolved.is_none() {
-                return Err(Error::Stride { what: o.name(), got: self.of(*o) });
-            }
+    /// Each of them, with zeros replaced by what they mean.
+    pub(crate) fn resolve(&self, shape: &Shape) -> Result<[Stride; 6], Error> {
+        let mut all = self.all();
+        for (operand, stride) in Operand::ALL.iter().zip(&mut all) {
+            let resolved = stride.resolve(shape);
+            *stride = resolved.ok_or(Error::Stride { what: operand.name(), got: *stride })?;
         }
-        let or_dense = |s: Option<Stride>| s.unwrap_or_default();
-        Ok(Strides {
-            x: or_dense(x),
-            y: or_dense(y),
-            residual: or_dense(residual),
-            dy: or_dense(dy),
-            dx: or_dense(dx),
-            dresidual: or_dense(dresidual),
-        })
+        Ok(all)
     }
 }
 

@@ -13,9 +13,10 @@
 //! 3. dy − E may overflow although dx is small, and no constant tells: results that are not finite
 //!    are calculated again in f64, element by element.
 
-use super::{Coefficients, Map, OfChannel, factor_is_safe};
+use super::constants::{GROUP, Group, Source, all, each};
+use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
-use crate::double::{exceeds, is_below, is_zero};
+use crate::double::{exceeds, is_below, is_zero, sqrt};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
 
@@ -39,6 +40,58 @@ pub(crate) fn constants<S: Scalar>([e, mean, c, s]: [f64; 4], sigma: f64, reach:
     Coefficients { narrow, wide: [e, mean, c, 0.0, s], safe }
 }
 
+/// What the constants of several channels are made of.
+pub(crate) struct Parts {
+    pub(crate) mean: Group,
+    pub(crate) m2: Group,
+    /// Values that m2 is of.
+    pub(crate) n: Group,
+    pub(crate) gamma: Group,
+    pub(crate) dbeta: Group,
+    pub(crate) dot: Group,
+}
+
+/// The narrow [`constants`] of several channels; `false` where a number is not far inside the range.
+#[inline(always)]
+pub(crate) fn constants_of_group<S: Scalar>(to: &mut [[S; GROUP]; 5], p: &Parts, epsilon: f64) -> bool {
+    let variance = each(|i| p.m2[i] / p.n[i]);
+    let sigma2 = each(|i| variance[i] + epsilon);
+    let sigma = each(|i| sqrt(sigma2[i]));
+    let c = each(|i| p.dot[i] / (p.n[i] * sigma2[i]));
+    let s = each(|i| p.gamma[i] * (1.0 / sigma[i]));
+    let e = each(|i| p.dbeta[i] / p.n[i]);
+    let e_high = each(|i| S::from_f64(e[i]).to_f64());
+    let mean_high = each(|i| S::from_f64(p.mean[i]).to_f64());
+    let b = each(|i| (e[i] - e_high[i]) - (p.mean[i] - mean_high[i]) * c[i]);
+    for i in 0..GROUP {
+        to[0][i] = S::from_f64(e_high[i]);
+        to[1][i] = S::from_f64(mean_high[i]);
+        to[2][i] = S::from_f64(c[i]);
+        to[3][i] = S::from_f64(b[i]);
+        to[4][i] = S::from_f64(s[i]);
+    }
+    // Not with NaN, nor with σ² = 0, whose inverse is infinite here.
+    all(|i| {
+        (c[i].abs() >= S::SAFE_MIN)
+            & (c[i].abs() <= S::SAFE_MAX)
+            & ((c[i] * sigma[i]).abs() >= S::TINY)
+            & ((s[i].abs() >= S::SAFE_MIN) | (s[i] == 0.0))
+            & (s[i].abs() <= S::SAFE_MAX)
+            & (e[i].abs() <= S::SAFE_MAX)
+            & (b[i].abs() <= S::SAFE_MAX)
+            & (variance[i] * p.n[i] < S::SAFE_MAX)
+    })
+}
+
+/// The same of frozen statistics.
+#[inline(always)]
+pub(crate) fn scales_of_group<S: Scalar>(to: &mut [[S; GROUP]; 1], s: &Group) -> bool {
+    for i in 0..GROUP {
+        to[0][i] = S::from_f64(s[i]);
+    }
+    all(|i| ((s[i].abs() >= S::SAFE_MIN) | (s[i] == 0.0)) & (s[i].abs() <= S::SAFE_MAX))
+}
+
 /// The elementwise part of the backward pass through batch statistics. `UNDO`: y is read in the place of x, and what the
 /// activation did undone.
 #[derive(Clone, Copy)]
@@ -47,7 +100,7 @@ pub(crate) struct Apply<'a, S, const UNDO: bool> {
     /// Where x is taken from y: the factor of negative values that undoes the activation. Else 1.
     pub(crate) inverse: S,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 5>>,
+    pub(crate) coefficients: &'a dyn Source<S, 5>,
 }
 
 /// The backward pass through frozen statistics: dx = s·dy.
@@ -55,7 +108,7 @@ pub(crate) struct Apply<'a, S, const UNDO: bool> {
 pub(crate) struct ApplyFrozen<'a, S> {
     pub(crate) activation: &'a Rectifier<S>,
     /// s of a channel.
-    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 1>>,
+    pub(crate) coefficients: &'a dyn Source<S, 1>,
 }
 
 impl<'a, S: Scalar> Apply<'a, S, false> {
@@ -91,6 +144,10 @@ macro_rules! map {
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, $k> {
                 self.coefficients.of(channel)
+            }
+            #[inline(always)]
+            fn group(&self, first: usize, to: &mut [[E::Compute; GROUP]; $k]) -> bool {
+                self.coefficients.group(first, to)
             }
             #[inline(always)]
             fn before<R: Real>($ready: &(R, Rectify<R>), $x: [R; $i]) -> [R; $j] {

@@ -11,12 +11,14 @@
 
 pub(crate) mod backward_apply;
 pub(crate) mod backward_sums;
+pub(crate) mod constants;
 pub(crate) mod moments;
 pub(crate) mod normalize;
 
 use crate::double::{exceeds, is_below, is_nan, is_zero};
 use crate::element::Element;
 use crate::lanes::{Real, Scalar};
+use constants::GROUP;
 
 /// Sums over a channel: `I` inputs, `J` values of each element that are summed from, `K` constants
 /// per channel, `N` sums.
@@ -87,6 +89,8 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
     fn ready<R: Real>(&self, token: R::Token) -> Self::Ready<R>;
     /// The constants of a channel.
     fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, K>;
+    /// Those of several at once: see [`constants::Source::group`].
+    fn group(&self, first: usize, to: &mut [[E::Compute; GROUP]; K]) -> bool;
     /// From what is stored to what the formula takes.
     fn before<R: Real>(ready: &Self::Ready<R>, x: [R; I]) -> [R; J];
     /// The formula; in f64 for channels whose constants or results leave the range of f32.

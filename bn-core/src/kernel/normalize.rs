@@ -15,7 +15,8 @@
 //!    results that are not finite are made again, times 2⁻¹²⁸ (f32), all the way to y: as if exponents had
 //!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
-use super::{Coefficients, Map, OfChannel, factor_is_safe};
+use super::constants::{GROUP, Group, Source, all, each};
+use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
 use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
@@ -50,6 +51,43 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
     Coefficients { narrow, wide: [mean, scale, beta], safe: inside & factor_is_safe::<S>(scale) }
 }
 
+/// The narrow constants of several channels by [`split`], from their variance + ε, γ and β; `false` where `m2` (or, where that
+/// is not known, the mean) or another number is not far inside the range, where ends and special cases are.
+#[inline(always)]
+pub(crate) fn split_group<S: Scalar>(
+    to: &mut [[S; GROUP]; 3],
+    mean: &Group,
+    v: &Group,
+    gamma: &Group,
+    beta: &Group,
+    m2: Option<&Group>,
+) -> bool {
+    // 0 gives infinity here, and then a scale that is not inside.
+    let scale = inverse_stds(v, gamma);
+    let high = each(|i| S::from_f64(mean[i]).to_f64());
+    let shift = each(|i| beta[i] - (mean[i] - high[i]) * scale[i]);
+    for i in 0..GROUP {
+        to[0][i] = S::from_f64(high[i]);
+        to[1][i] = S::from_f64(scale[i]);
+        to[2][i] = S::from_f64(shift[i]);
+    }
+    let reach = m2.unwrap_or(mean);
+    // Not with NaN.
+    all(|i| {
+        (reach[i].abs() <= FAR_INSIDE)
+            & (beta[i].abs() <= FAR_INSIDE)
+            & (scale[i].abs() <= FAR_INSIDE)
+            & ((scale[i].abs() >= S::SAFE_MIN) | (scale[i] == 0.0))
+    })
+}
+
+/// γ/√v of several channels.
+#[inline(always)]
+pub(crate) fn inverse_stds(v: &Group, gamma: &Group) -> Group {
+    let sigma = each(|i| sqrt(v[i]));
+    each(|i| gamma[i] * (1.0 / sigma[i]))
+}
+
 /// 1/√(variance + ε), and 0 where that is 1/0: a constant channel with ε = 0 gives β.
 #[inline(always)]
 pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
@@ -69,7 +107,7 @@ pub(crate) struct Normalize<'a, S, const KIND: u8, const EXACT: bool> {
     /// Whether the second input counts, where there is one.
     pub(crate) residual: bool,
     /// The constants of a channel.
-    pub(crate) coefficients: &'a dyn OfChannel<Coefficients<S, 3>>,
+    pub(crate) coefficients: &'a dyn Source<S, 3>,
 }
 
 macro_rules! map {
@@ -87,6 +125,10 @@ macro_rules! map {
             #[inline(always)]
             fn coefficients(&self, channel: usize) -> Coefficients<E::Compute, 3> {
                 self.coefficients.of(channel)
+            }
+            #[inline(always)]
+            fn group(&self, first: usize, to: &mut [[E::Compute; GROUP]; 3]) -> bool {
+                self.coefficients.group(first, to)
             }
             #[inline(always)]
             fn before<R: Real>(_: &Rectify<R>, x: [R; $i]) -> [R; $i] {

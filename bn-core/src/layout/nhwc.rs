@@ -14,6 +14,7 @@ use super::{
 };
 use crate::dispatch::Task;
 use crate::element::Element;
+use crate::kernel::constants::GROUP;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
 
@@ -935,11 +936,24 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let records = whole && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
     let order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
     let mut safe = true;
-    for c in 0..count {
-        let k = op.coefficients(channels.first + c);
-        safe &= k.safe;
-        // SAFETY: c is below the number of channels.
-        unsafe { Constants::<E, K>::write(&k, table, order, c) };
+    let mut c = 0;
+    while c < count {
+        let mut group = [[Compute::<E>::ZERO; GROUP]; K];
+        // SAFETY: these are below the number of channels.
+        unsafe {
+            if c + GROUP <= count && op.group(channels.first + c, &mut group) {
+                Constants::<E, K>::write_group(&group, table, order, c);
+                c += GROUP;
+                continue;
+            }
+            let end = count.min(c + GROUP);
+            while c < end {
+                let k = op.coefficients(channels.first + c);
+                safe &= k.safe;
+                Constants::<E, K>::write(&k, table, order, c);
+                c += 1;
+            }
+        }
     }
     for i in 0..if records { 0 } else { K } {
         let row = table.wrapping_add(i * next);

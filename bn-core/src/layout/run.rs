@@ -9,6 +9,7 @@ use super::grid::{div, rem};
 use super::{Compute, Vec, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
+use crate::kernel::constants::GROUP;
 use crate::kernel::{Coefficients, Map};
 use crate::lanes::{Lanes, Real, Scalar, Vector, single::Single};
 
@@ -82,6 +83,20 @@ impl<E: Element, const K: usize> Constants<E, K> {
                 // SAFETY: by the caller.
                 unsafe { *to.add(i * order.apart) = Scalar::from_f64(f64::NAN) };
             }
+        }
+    }
+
+    /// Writes those of [`GROUP`] elements from `e` on, a multiple of as many, which suffice.
+    ///
+    /// # Safety
+    /// The table is valid for writing them.
+    #[inline(always)]
+    pub(super) unsafe fn write_group(k: &[[Compute<E>; GROUP]; K], table: *mut Compute<E>, order: Order, e: usize) {
+        const { assert!(Compute::<E>::LANES.is_multiple_of(GROUP)) };
+        let to = table.wrapping_add(order.of(e));
+        for i in 0..K {
+            // SAFETY: by the caller. In either order they are neighbours.
+            unsafe { to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(k[i]) };
         }
     }
 

@@ -1,0 +1,166 @@
+//! Constants of several channels are made at once where rows are walked (NHWC), and one by one where planes are (NCHW). What
+//! depends on nothing else has the same bits in both, whichever of a group's channels has constants at an end of the range.
+
+mod common;
+
+use bn_core::{
+    Affine, BackwardInput, BatchNorm, Element, GradSums, Gradients, Isa, Layout, Moments, Op, Param, Run, Shape,
+    Statistics,
+};
+use common::{Number, Random, number_bits};
+
+/// Planes of more than a vector; the channels are some groups, and some left over.
+const BATCH: usize = 2;
+const SPATIAL: usize = 35;
+
+/// Factors, means, variances and sums: ordinary, at the limits of what a group takes, behind them, and beyond the range.
+const SPECIAL: [f64; 18] = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    f64::INFINITY,
+    f64::NAN,
+    1.2e15,
+    -1.1e15,
+    1.4e36,
+    -1.3e36,
+    7.6e-37,
+    7.4e-37,
+    2e30,
+    1e-33,
+    3e38,
+    1e-42,
+    5e-324,
+    1e300,
+];
+
+struct Problem<T> {
+    channels: usize,
+    moments: Vec<Moments>,
+    sums: Vec<GradSums>,
+    gamma: Vec<T>,
+    beta: Vec<T>,
+    mean: Vec<T>,
+    var: Vec<T>,
+    epsilon: f64,
+    /// In NCHW.
+    x: Vec<T>,
+    dy: Vec<T>,
+}
+
+/// One number in `1 / rare` is special.
+fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
+    let mut r = Random(seed);
+    let mut number = |ordinary: fn(&mut Random) -> f64| {
+        if rare > 0 && r.below(rare) == 0 { SPECIAL[r.below(SPECIAL.len())] } else { ordinary(&mut r) }
+    };
+    let positive = |r: &mut Random| r.normal().abs() + 0.01;
+    let mut array = |of: fn(&mut Random) -> f64| -> Vec<f64> { (0..channels).map(|_| number(of)).collect() };
+    let (mean64, m2) = (array(Random::normal), array(positive));
+    let (dbeta, dot) = (array(Random::normal), array(Random::normal));
+    let (gamma, beta, mean, var) =
+        (array(Random::normal), array(Random::normal), array(Random::normal), array(positive));
+    let of = |v: Vec<f64>| -> Vec<T> { v.into_iter().map(T::of).collect() };
+    let counts = [1, 2, 70, (1 << 53) + 1, u64::MAX];
+    let moments = (0..channels)
+        .map(|c| Moments {
+            count: if rare > 0 && r.below(rare) == 0 { counts[r.below(5)] } else { 70 },
+            mean: mean64[c],
+            m2: 70.0 * m2[c].abs(),
+        })
+        .collect();
+    Problem {
+        channels,
+        moments,
+        sums: (0..channels).map(|c| GradSums { dbeta: dbeta[c], dot: dot[c] }).collect(),
+        gamma: of(gamma),
+        beta: of(beta),
+        mean: of(mean),
+        var: of(var.into_iter().map(f64::abs).collect()),
+        epsilon: [1e-5, 0.0, 1e-3, 1e300][r.below(4)],
+        x: (0..BATCH * channels * SPATIAL).map(|_| T::of(r.normal())).collect(),
+        dy: (0..BATCH * channels * SPATIAL).map(|_| T::of(r.normal())).collect(),
+    }
+}
+
+/// The results of all that takes constants, in NCHW.
+fn results<T: Number + Param + Element<Param = T>>(
+    p: &Problem<T>,
+    layout: Layout,
+    isa: Isa,
+) -> Vec<(&'static str, Vec<u64>)> {
+    let shape = Shape::new(layout, BATCH, p.channels, &[SPATIAL]).unwrap();
+    let bn = BatchNorm::<T>::new(shape, p.epsilon).unwrap().with_isa(isa).allow_one_value();
+    let mut workspace = vec![0; bn.workspace_best(Op::Backward, 1).max(bn.workspace_best(Op::ForwardTraining, 1))];
+    // Element i of NCHW.
+    let at = |i: usize| match layout {
+        Layout::Nhwc => {
+            let (n, c, s) = (i / (p.channels * SPATIAL), i / SPATIAL % p.channels, i % SPATIAL);
+            (n * SPATIAL + s) * p.channels + c
+        }
+        _ => i,
+    };
+    let to = |v: &[T]| {
+        let mut to = v.to_vec();
+        (0..v.len()).for_each(|i| to[at(i)] = v[i]);
+        to
+    };
+    let bits = |v: &[T]| (0..v.len()).map(|i| number_bits(v[at(i)])).collect();
+    let (x, dy, affine) = (to(&p.x), to(&p.dy), Affine::new(&p.gamma, &p.beta));
+    let (mut y, mut all) = (x.clone(), vec![]);
+    bn.normalize(&x, None, affine, &p.moments, &mut y[..], Run::serial(&mut workspace)).unwrap();
+    all.push(("normalize", bits(&y)));
+    bn.normalize(&x, Some(&dy), Affine::NONE, &p.moments, &mut y[..], Run::serial(&mut workspace)).unwrap();
+    all.push(("normalize, no parameters", bits(&y)));
+    bn.inference(&x, None, affine, &p.mean, &p.var, &mut y[..], Run::serial(&mut workspace)).unwrap();
+    all.push(("inference", bits(&y)));
+    let mut backward = |what, gamma, statistics, sums: Option<&[GradSums]>| {
+        let input = BackwardInput { x: &x, y: None, dy: &dy, gamma, statistics };
+        let (mut dx, mut dresidual) = (x.clone(), x.clone());
+        let output = Gradients {
+            dx: Some((&mut dx[..]).into()),
+            dresidual: Some((&mut dresidual[..]).into()),
+            ..Default::default()
+        };
+        match sums {
+            Some(sums) => bn.backward_apply(input, sums, output, Run::serial(&mut workspace)).unwrap(),
+            None => bn.backward(input, output, Run::serial(&mut workspace)).unwrap(),
+        }
+        all.push((what, bits(&dx)));
+        all.push((what, bits(&dresidual)));
+    };
+    let (batch, frozen) = (Statistics::Batch(&p.moments), Statistics::Running { mean: &p.mean, var: &p.var });
+    backward("backward_apply", Some(&p.gamma[..]), batch, Some(&p.sums));
+    backward("backward_apply, no gamma", None, batch, Some(&p.sums));
+    backward("backward, frozen", Some(&p.gamma[..]), frozen, None);
+    backward("backward, frozen, no gamma", None, frozen, None);
+    all
+}
+
+fn groups<T: Number + Param + Element<Param = T>>() {
+    for seed in 0..120 {
+        for (rare, channels) in [(0, 16), (60, 29), (12, 43), (2, 8)] {
+            let p = problem::<T>(channels, rare, 1 + 7 * seed + rare as u64);
+            for isa in Isa::available() {
+                let (one_by_one, groups) = (results(&p, Layout::Nchw, isa), results(&p, Layout::Nhwc, isa));
+                for ((what, one), (_, group)) in one_by_one.iter().zip(&groups) {
+                    for (i, (one, group)) in one.iter().zip(group).enumerate() {
+                        let c = i / SPATIAL % channels;
+                        assert_eq!(one, group, "{what}: channel {c} of {channels}, seed {seed}, {isa:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_f32_are_the_channels_one_by_one() {
+    groups::<f32>();
+}
+
+#[test]
+fn groups_of_f64_are_the_channels_one_by_one() {
+    groups::<f64>();
+}
