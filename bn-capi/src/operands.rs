@@ -12,7 +12,7 @@ use core::ffi::c_void;
 /// What a buffer is to the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// An array, or the workspace.
+    /// An array, or the workspace. The first, so that [`Operands::NONE`] is zeros.
     Other,
     X,
     Residual,

@@ -52,7 +52,7 @@ impl Activation {
 
 /// An activation in numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Rectifier<S> {
+pub(crate) struct Rectifier<S> {
     /// It does nothing.
     pub(crate) plain: bool,
     /// What is below the knee is multiplied by the slope.

@@ -12,7 +12,7 @@ use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, consta
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::constants::{GROUP, Source, each, entries};
 use crate::kernel::factor_is_safe;
-use crate::kernel::normalize::{inverse_std, inverse_stds};
+use crate::kernel::normalize::{inverse_std, scales};
 use crate::kernel::{Coefficients, OfChannel};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::Channels;
@@ -162,7 +162,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check(&[(Operand::Dy, dy.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         self.check_from_output(&affine, moments, run.words())?;
-        let from = self.output_source(&affine, moments);
+        let from = FromOutput::new(&affine, moments);
         let view = self.output_view(y.as_ptr(), dy.as_ptr(), &from);
         self.check_gradients(&output)?;
         // SAFETY: the lengths have been checked; inputs are borrowed for reading, outputs for
@@ -188,7 +188,7 @@ impl<T: Element> BatchNorm<T> {
         self.check(&[(Operand::Dy, dy_to_dx.len()), (Operand::Y, y.len())], &[], 0, 0)?;
         let p = dy_to_dx.as_mut_ptr();
         self.check_from_output(&affine, moments, run.words())?;
-        let from = self.output_source(&affine, moments);
+        let from = FromOutput::new(&affine, moments);
         let view = self.output_view(y.as_ptr(), p, &from);
         self.check_gradients(&output)?;
         if output.dx.is_some() {
@@ -198,16 +198,6 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: the lengths have been checked; dy and dx are the same slice, borrowed for writing.
         unsafe { self.backward_at(&view, &targets, &mut run)? };
         Ok(())
-    }
-
-    /// What a view from y needs, once it has been checked.
-    #[cfg_attr(target_os = "none", inline(never))]
-    pub(crate) fn output_source<'v>(
-        &self,
-        affine: &'v Affine<'v, T::Param>,
-        moments: &'v [Moments],
-    ) -> FromOutput<'v, T::Param> {
-        FromOutput { affine, statistics: Statistics::Batch(moments) }
     }
 
     /// All of a backward call from y but its tensors.
@@ -699,6 +689,14 @@ pub(crate) struct FromOutput<'a, P> {
     statistics: Statistics<'a, P>,
 }
 
+impl<'a, P> FromOutput<'a, P> {
+    // A function of its own on bare metal: inlined, what it is made from stays on the stack (8 bytes).
+    #[cfg_attr(target_os = "none", inline(never))]
+    pub(crate) fn new(affine: &'a Affine<'a, P>, moments: &'a [Moments]) -> Self {
+        FromOutput { affine, statistics: Statistics::Batch(moments) }
+    }
+}
+
 /// What the passes of a backward call start from.
 pub(crate) struct View<'a, T: Element> {
     /// x, or y in its place; dy; y.
@@ -772,7 +770,7 @@ impl<T: Element> Source<T::Param, 1> for Frozen<'_, T> {
             _ => return false,
         };
         let (var, gamma) = (entries(Some(var), first, 0.0), entries(self.view.gamma, first, 1.0));
-        scales_of_group(to, &inverse_stds(&each(|i| var[i] + self.bn.epsilon), &gamma))
+        scales_of_group(to, &scales(&each(|i| sqrt(var[i] + self.bn.epsilon)), &gamma))
     }
 }
 

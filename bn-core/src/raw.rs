@@ -13,7 +13,7 @@
 //! - dx may be dy, dresidual may be dy.
 
 use crate::activation::Activation;
-use crate::backward::{Gradients, Statistics, View};
+use crate::backward::{FromOutput, Gradients, Statistics, View};
 use crate::batch_norm::{Affine, BatchNorm, Output};
 use crate::element::Element;
 use crate::error::Error;
@@ -218,7 +218,7 @@ pub unsafe fn backward_from_output<T: Element>(
     mut run: Run<'_>,
 ) -> Result<(), Error> {
     bn.check_from_output(&affine, moments, run.words())?;
-    let from = bn.output_source(&affine, moments);
+    let from = FromOutput::new(&affine, moments);
     let view = bn.output_view(y, dy, &from);
     bn.check_gradients(&output)?;
     // SAFETY: by the caller.

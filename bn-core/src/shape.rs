@@ -183,20 +183,10 @@ impl Operand {
 }
 
 impl Strides {
-    pub(crate) fn of(&self, operand: Operand) -> Stride {
-        match operand {
-            Operand::X => self.x,
-            Operand::Y => self.y,
-            Operand::Residual => self.residual,
-            Operand::Dy => self.dy,
-            Operand::Dx => self.dx,
-            Operand::Dresidual => self.dresidual,
-        }
-    }
-
-    /// Each of them.
+    /// Each of them, by operand.
     pub(crate) fn all(&self) -> [Stride; 6] {
-        Operand::ALL.map(|o| self.of(o))
+        let Strides { x, y, residual, dy, dx, dresidual } = *self;
+        [x, y, residual, dy, dx, dresidual]
     }
 
     /// All dense.

@@ -67,7 +67,7 @@ fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
         .map(|c| Moments {
             count: if rare > 0 && r.below(rare) == 0 { counts[r.below(5)] } else { 70 },
             mean: mean64[c],
-            m2: 70.0 * m2[c].abs(),
+            m2: if rare == 2 { 70.0 * m2[c] } else { 70.0 * m2[c].abs() },
         })
         .collect();
     Problem {
@@ -92,7 +92,9 @@ fn results<T: Number + Param + Element<Param = T>>(
 ) -> Vec<(&'static str, Vec<u64>)> {
     let shape = Shape::new(layout, BATCH, p.channels, &[SPATIAL]).unwrap();
     let bn = BatchNorm::<T>::new(shape, p.epsilon).unwrap().with_isa(isa).allow_one_value();
-    let mut workspace = vec![0; bn.workspace_best(Op::Backward, 1).max(bn.workspace_best(Op::ForwardTraining, 1))];
+    // With the least, rows are walked in bands of channels.
+    let words = |op| if p.channels > 64 { bn.workspace_min(op) } else { bn.workspace_best(op, 1) };
+    let mut workspace = vec![0; words(Op::Backward).max(words(Op::ForwardTraining))];
     // Element i of NCHW.
     let at = |i: usize| match layout {
         Layout::Nhwc => {
@@ -139,8 +141,8 @@ fn results<T: Number + Param + Element<Param = T>>(
 }
 
 fn groups<T: Number + Param + Element<Param = T>>() {
-    for seed in 0..120 {
-        for (rare, channels) in [(0, 16), (60, 29), (12, 43), (2, 8)] {
+    for seed in 0..60 {
+        for (rare, channels) in [(0, 16), (60, 29), (12, 43), (2, 8), (0, 64), (30, 48), (2, 64), (200, 139)] {
             let p = problem::<T>(channels, rare, 1 + 7 * seed + rare as u64);
             for isa in Isa::available() {
                 let (one_by_one, groups) = (results(&p, Layout::Nchw, isa), results(&p, Layout::Nhwc, isa));

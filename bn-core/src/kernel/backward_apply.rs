@@ -14,7 +14,8 @@
 //!    are calculated again in f64, element by element.
 
 use super::constants::{GROUP, Group, Source, all, each};
-use super::{Coefficients, Map, factor_is_safe};
+use super::normalize::scales;
+use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
 use crate::double::{exceeds, is_below, is_zero, sqrt};
 use crate::element::Element;
@@ -51,14 +52,14 @@ pub(crate) struct Parts {
     pub(crate) dot: Group,
 }
 
-/// The narrow [`constants`] of several channels; `false` where a number is not far inside the range.
+/// The narrow [`constants`] of several channels; `false` where c is 0, or a number outside what is safe.
 #[inline(always)]
 pub(crate) fn constants_of_group<S: Scalar>(to: &mut [[S; GROUP]; 5], p: &Parts, epsilon: f64) -> bool {
     let variance = each(|i| p.m2[i] / p.n[i]);
     let sigma2 = each(|i| variance[i] + epsilon);
     let sigma = each(|i| sqrt(sigma2[i]));
     let c = each(|i| p.dot[i] / (p.n[i] * sigma2[i]));
-    let s = each(|i| p.gamma[i] * (1.0 / sigma[i]));
+    let s = scales(&sigma, &p.gamma);
     let e = each(|i| p.dbeta[i] / p.n[i]);
     let e_high = each(|i| S::from_f64(e[i]).to_f64());
     let mean_high = each(|i| S::from_f64(p.mean[i]).to_f64());
@@ -72,11 +73,10 @@ pub(crate) fn constants_of_group<S: Scalar>(to: &mut [[S; GROUP]; 5], p: &Parts,
     }
     // Not with NaN, nor with σ² = 0, whose inverse is infinite here.
     all(|i| {
-        (c[i].abs() >= S::SAFE_MIN)
-            & (c[i].abs() <= S::SAFE_MAX)
+        (c[i] != 0.0)
+            & factor_is_inside::<S>(c[i])
             & ((c[i] * sigma[i]).abs() >= S::TINY)
-            & ((s[i].abs() >= S::SAFE_MIN) | (s[i] == 0.0))
-            & (s[i].abs() <= S::SAFE_MAX)
+            & factor_is_inside::<S>(s[i])
             & (e[i].abs() <= S::SAFE_MAX)
             & (b[i].abs() <= S::SAFE_MAX)
             & (variance[i] * p.n[i] < S::SAFE_MAX)
@@ -89,7 +89,7 @@ pub(crate) fn scales_of_group<S: Scalar>(to: &mut [[S; GROUP]; 1], s: &Group) ->
     for i in 0..GROUP {
         to[0][i] = S::from_f64(s[i]);
     }
-    all(|i| ((s[i].abs() >= S::SAFE_MIN) | (s[i] == 0.0)) & (s[i].abs() <= S::SAFE_MAX))
+    all(|i| factor_is_inside::<S>(s[i]))
 }
 
 /// The elementwise part of the backward pass through batch statistics. `UNDO`: y is read in the place of x, and what the

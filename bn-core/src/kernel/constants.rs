@@ -20,6 +20,7 @@ pub(crate) trait Source<S, const K: usize>: Sync {
 
     /// The narrow ones of [`GROUP`] channels from `first` on, which are there: the bits that [`Source::of`] gives.
     /// `false` where they do not suffice for each of the channels, or that is not seen at a glance: one by one, then.
+    /// On bare metal, whose walk takes channels one by one, always, or the code would be there for nothing.
     fn group(&self, first: usize, to: &mut [[S; GROUP]; K]) -> bool;
 }
 

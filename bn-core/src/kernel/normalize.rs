@@ -16,7 +16,7 @@
 //!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
 use super::constants::{GROUP, Group, Source, all, each};
-use super::{Coefficients, Map, factor_is_safe};
+use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
 use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
@@ -63,7 +63,7 @@ pub(crate) fn split_group<S: Scalar>(
     m2: Option<&Group>,
 ) -> bool {
     // 0 gives infinity here, and then a scale that is not inside.
-    let scale = inverse_stds(v, gamma);
+    let scale = scales(&each(|i| sqrt(v[i])), gamma);
     let high = each(|i| S::from_f64(mean[i]).to_f64());
     let shift = each(|i| beta[i] - (mean[i] - high[i]) * scale[i]);
     for i in 0..GROUP {
@@ -77,14 +77,13 @@ pub(crate) fn split_group<S: Scalar>(
         (reach[i].abs() <= FAR_INSIDE)
             & (beta[i].abs() <= FAR_INSIDE)
             & (scale[i].abs() <= FAR_INSIDE)
-            & ((scale[i].abs() >= S::SAFE_MIN) | (scale[i] == 0.0))
+            & factor_is_inside::<S>(scale[i])
     })
 }
 
-/// γ/√v of several channels.
+/// γ/σ of several channels.
 #[inline(always)]
-pub(crate) fn inverse_stds(v: &Group, gamma: &Group) -> Group {
-    let sigma = each(|i| sqrt(v[i]));
+pub(crate) fn scales(sigma: &Group, gamma: &Group) -> Group {
     each(|i| gamma[i] * (1.0 / sigma[i]))
 }
 
