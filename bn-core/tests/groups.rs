@@ -35,6 +35,18 @@ const SPECIAL: [f64; 18] = [
     1e300,
 ];
 
+/// Channels just beyond a limit that their numbers are within one by one: γ, β, mean, variance, Σ dy·(x − mean), x.
+const EDGES: [[f64; 6]; 4] = [
+    // The scale times the reach of x.
+    [5.6e36, 0.3, 0.7, 20.0, 1.0, 1.3],
+    // What the mean lost to rounding, times the slope.
+    [1.1, 0.3, 17_000_000_500.0, 1.0, 1.4e36, 0.4],
+    // The reach of x, beside a slope and a scale that are not far out.
+    [1.2e15, 0.3, 0.7, 2.5e74, 1e80, 1.3],
+    // x times the scale overflows, but not with β.
+    [1.9, -3e38, 0.7, 1.0, 1.0, 3.3e38],
+];
+
 struct Problem<T> {
     channels: usize,
     moments: Vec<Moments>,
@@ -70,7 +82,7 @@ fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
             m2: if rare == 2 { 70.0 * m2[c] } else { 70.0 * m2[c].abs() },
         })
         .collect();
-    Problem {
+    let mut p = Problem {
         channels,
         moments,
         sums: (0..channels).map(|c| GradSums { dbeta: dbeta[c], dot: dot[c] }).collect(),
@@ -81,7 +93,17 @@ fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
         epsilon: [1e-5, 0.0, 1e-3, 1e300][r.below(4)],
         x: (0..BATCH * channels * SPATIAL).map(|_| T::of(r.normal())).collect(),
         dy: (0..BATCH * channels * SPATIAL).map(|_| T::of(r.normal())).collect(),
+    };
+    if rare > 0 {
+        let (c, [gamma, beta, mean, var, dot, x]) = (r.below(channels), EDGES[r.below(EDGES.len())]);
+        (p.gamma[c], p.beta[c], p.mean[c], p.var[c]) = (T::of(gamma), T::of(beta), T::of(mean), T::of(var));
+        p.moments[c] = Moments { count: 70, mean, m2: 70.0 * var };
+        p.sums[c] = GradSums { dbeta: 1.0, dot };
+        for i in (0..p.x.len()).filter(|i| i / SPATIAL % channels == c) {
+            p.x[i] = T::of(x * (1.0 + 1e-3 * r.uniform()));
+        }
     }
+    p
 }
 
 /// The results of all that takes constants, in NCHW.

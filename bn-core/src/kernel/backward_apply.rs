@@ -73,9 +73,9 @@ pub(crate) fn constants_of_group<S: Scalar>(to: &mut [[S; GROUP]; 5], p: &Parts,
     }
     // Not with NaN, nor with σ² = 0, whose inverse is infinite here.
     all(|i| {
-        (c[i] != 0.0)
+        // c is not 0 then.
+        ((c[i] * sigma[i]).abs() >= S::TINY)
             & factor_is_inside::<S>(c[i])
-            & ((c[i] * sigma[i]).abs() >= S::TINY)
             & factor_is_inside::<S>(s[i])
             & (e[i].abs() <= S::SAFE_MAX)
             & (b[i].abs() <= S::SAFE_MAX)
