@@ -40,7 +40,7 @@ const EDGES: [[f64; 6]; 4] = [
     // The scale times the reach of x.
     [5.6e36, 0.3, 0.7, 20.0, 1.0, 1.3],
     // What the mean lost to rounding, times the slope.
-    [1.1, 0.3, 17_000_000_500.0, 1.0, 1.4e36, 0.4],
+    [1.1, 0.3, 1.7e10, 1.0, 2.8e35, 1.7e10],
     // The reach of x, beside a slope and a scale that are not far out.
     [1.2e15, 0.3, 0.7, 2.5e74, 1e80, 1.3],
     // x times the scale overflows, but not with β.
@@ -100,7 +100,7 @@ fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
         p.moments[c] = Moments { count: 70, mean, m2: 70.0 * var };
         p.sums[c] = GradSums { dbeta: 1.0, dot };
         for i in (0..p.x.len()).filter(|i| i / SPATIAL % channels == c) {
-            p.x[i] = T::of(x * (1.0 + 1e-3 * r.uniform()));
+            p.x[i] = T::of(x * (1.0 + 1e-6 * r.uniform()));
         }
     }
     p
