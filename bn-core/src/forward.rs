@@ -248,7 +248,7 @@ impl<P: Param> Source<P, 3> for Batch<'_, P> {
         let m = unsafe { &*self.moments.at(first).cast::<[Moments; GROUP]>() };
         let (mean, m2) = (each(|i| m[i].mean), each(|i| m[i].m2));
         let n = each(|i| m[i].count as f64);
-        // (Of no values there are no constants: calls ask for one at least.)
+        // Calls ask for one value at least: of none these would not be the constants.
         let v = each(|i| m2[i] / n[i] + self.epsilon);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
         split_group(to, &mean, &v, &gamma, &beta, Some(&m2))

@@ -35,7 +35,7 @@ const SPECIAL: [f64; 18] = [
     1e300,
 ];
 
-/// Channels just beyond a limit that their numbers are within one by one: γ, β, mean, variance, Σ dy·(x − mean), x.
+/// Channels whose numbers are each within the limits, but not what is made of them together: γ, β, mean, variance, Σ dy·(x − mean), x.
 const EDGES: [[f64; 6]; 4] = [
     // The scale times the reach of x.
     [5.6e36, 0.3, 0.7, 20.0, 1.0, 1.3],
