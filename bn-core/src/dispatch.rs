@@ -37,6 +37,10 @@ pub trait Shells {
 /// Runs a task with the instructions of `isa`.
 #[inline(always)]
 pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
+    #[cfg(all(test, not(bn_single)))]
+    if crate::lanes::traced::on() {
+        return T::Element::base(crate::lanes::traced::Traced, task);
+    }
     match isa.kind() {
         IsaKind::Portable => T::Element::base(Base::BASE, task),
         // SAFETY: an `Isa` of this kind proves the features.

@@ -32,7 +32,7 @@ const MIN_VALUES: usize = 1024;
 /// Bytes of all inputs and outputs of a map from which on the outputs are written past the caches: where they
 /// would not stay there. On Zen 5 with a last cache of 32 MB, which others use too: at 13 MB a loss of a
 /// fifth, at 22 MB even, from 25 MB on a gain of 1.3 to 1.5 times.
-const STREAM_BYTES: usize = 22 << 20;
+pub(crate) const STREAM_BYTES: usize = 22 << 20;
 /// Elements below which a call stays on the calling thread. Two threads against one, by rayon, on Zen 5: at
 /// 32 k elements 0.6 to 0.9 times the speed, at 64 k 0.8 to 1.3, at 100 k 1.1 to 1.5, at 200 k 1.3 to 1.6 and
 /// beyond 1.2 to 1.8.

@@ -636,6 +636,18 @@ fn workspace_sizes() {
     }
 }
 
+/// One thread keeps no results of cells: it needs the same for any number of them.
+#[test]
+fn workspace_of_one_thread() {
+    for (layout, batch, spatial) in [(Layout::Nchw, 200, 300), (Layout::Nhwc, 200, 300), (Layout::Nchw, 4000, 49)] {
+        let [few, many] = [8, batch].map(|n| plan(Shape::new(layout, n, 100, &[spatial]).unwrap()));
+        for op in [Op::ForwardTraining, Op::Backward] {
+            assert_eq!(few.workspace_best(op, 1), many.workspace_best(op, 1), "{op:?} {many:?}");
+            assert!(few.workspace_best(op, 2) < many.workspace_best(op, 2), "{op:?} {many:?}");
+        }
+    }
+}
+
 #[test]
 fn missing_y() {
     let backwards = METHODS.into_iter().filter(|m| m.op() == Some(Op::Backward));

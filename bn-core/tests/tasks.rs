@@ -304,3 +304,24 @@ fn each_task_is_run_once() {
         }
     }
 }
+
+/// Small tensors stay on one thread, and so does what there is only a little of for each channel.
+#[test]
+fn threads_for_what_is_worth_them() {
+    let phases = |shape: Shape, call: Call| {
+        let bn = plan::<f32>(shape);
+        let mut ws = vec![0; bn.workspace_best(op(call), 4)];
+        finish(Inputs::new(&bn, 1).tasks(&bn, call, &mut Outputs::blank(&bn), 4, &mut ws).unwrap())
+    };
+    for (positions, width) in [(1 << 16, 4), ((1 << 16) - 1, 1)] {
+        for shape in [Shape::nchw(1, 2, &[positions]), Shape::nhwc(1, 2, &[positions])] {
+            let shape = shape.unwrap();
+            assert_eq!(phases(shape, Inference), [width], "{shape:?}");
+        }
+    }
+    // Sums of cells, their merging, and the map.
+    for (channels, parts) in [(512, 4), (511, 3), (256, 2), (255, 1)] {
+        let shape = Shape::nhwc(1100, channels, &[]).unwrap();
+        assert_eq!(phases(shape, ForwardTraining), [4, parts, 4], "{shape:?}");
+    }
+}

@@ -18,11 +18,12 @@ use clap::Parser;
 use find::Mutant;
 use run::{Outcome, Test};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+use tree::Tree;
 
 #[derive(Parser)]
 #[command(about = "A mutation test of bn-core")]
@@ -36,9 +37,6 @@ struct Arguments {
     /// Only in files whose path (below bn-core/src) has this in it.
     #[arg(long, default_value = "")]
     file: String,
-    /// Elements one by one, as on bare metal: `--cfg bn_single`, with the tests of bn-core that the gate runs so.
-    #[arg(long)]
-    single: bool,
     /// Only these numbers of the draw.
     #[arg(long, value_delimiter = ',')]
     only: Vec<usize>,
@@ -56,91 +54,110 @@ struct Arguments {
     list: bool,
 }
 
-/// Files that are run only with `--single`,
-const SINGLE: [&str; 2] = ["layout/scalar.rs", "lanes/single.rs"];
-/// and functions of others.
-const ALSO_SINGLE: [&str; 4] = ["Place::single", "Place::at", "Place::run", "take_in"];
+/// A way to build bn-core, and the tests that are run so.
+struct Build {
+    name: &'static str,
+    /// `--cfg` flags.
+    flags: &'static str,
+    tests: &'static [&'static str],
+}
+
+/// As on any machine; and element by element, as on bare metal, with those tests that the gate runs so.
+const BUILDS: [Build; 2] = [
+    Build {
+        name: "vectors",
+        flags: "",
+        tests: &["-p", "bn-core", "-p", "bn-std", "-p", "bn-oracle", "-p", "bn-conformance", "--lib", "--test", "*"],
+    },
+    Build {
+        name: "single",
+        flags: "--cfg bn_single",
+        tests: &[
+            "-p", "bn-core", "--test", "sizes", "--test", "strides", "--test", "tasks", "--test", "extremes", "--test",
+            "limits",
+        ],
+    },
+];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let repository = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().context("a parent")?.to_path_buf();
-    let work = repository.join(if arguments.single { "target/mutants/single" } else { "target/mutants" });
-    let tree = tree::Tree {
-        copy: work.join("tree"),
-        target: work.join("build"),
-        flags: String::from(if arguments.single { "--cfg bn_single" } else { "" }),
-        repository,
-    };
-    let found = find::find(&tree.sources(), &tree.cfg()?)?;
-    let total = found.mutants.len();
-    let mut drawn = found.mutants;
-    drawn.retain(|m| {
-        let single = SINGLE.contains(&m.file.as_str());
-        let also = arguments.single && ALSO_SINGLE.contains(&m.function.as_str());
-        (single == arguments.single || also) && m.file.contains(&arguments.file)
+    let work = repository.join("target/mutants");
+    let trees = BUILDS.each_ref().map(|b| Tree {
+        copy: work.join(b.name).join("tree"),
+        target: work.join(b.name).join("build"),
+        flags: b.flags.to_string(),
+        repository: repository.clone(),
     });
+    // Those of the first build, and what only the others have.
+    let (mut all, mut has, mut in_consts) = (vec![], vec![], 0);
+    for tree in &trees {
+        let found = find::find(&tree.sources(), &tree.cfg()?)?;
+        let names: HashSet<String> = found.mutants.iter().map(Mutant::to_string).collect();
+        all.extend(
+            found.mutants.into_iter().filter(|m| !has.iter().any(|h: &HashSet<String>| h.contains(&m.to_string()))),
+        );
+        has.push(names);
+        in_consts = in_consts.max(found.in_consts);
+    }
+    let total = all.len();
+    let mut drawn = all;
+    drawn.retain(|m| m.file.contains(&arguments.file));
     let eligible = drawn.len();
     fastrand::Rng::with_seed(arguments.seed).shuffle(&mut drawn);
     drawn.truncate(arguments.count);
     drawn.iter_mut().enumerate().for_each(|(i, m)| m.id = i + 1);
-    let count = drawn.len();
-    println!("{total} mutants, and {} in constants; {eligible} to draw from; {count} drawn", found.in_consts);
+    println!("{total} mutants, and {in_consts} in constants; {eligible} to draw from; {} drawn", drawn.len());
     if arguments.list {
         drawn.iter().for_each(|m| println!("{} {m}", m.id));
         return Ok(());
     }
-
-    let not_viable = tree.settle(&mut drawn, &work.join("not-viable.json"))?;
-    println!("{not_viable} do not compile; {} do", drawn.len());
-    let targets: &[&str] = if arguments.single {
-        &[
-            "-p", "bn-core", "--test", "sizes", "--test", "strides", "--test", "tasks", "--test", "extremes", "--test",
-            "limits",
-        ]
-    } else {
-        &["-p", "bn-core", "-p", "bn-std", "-p", "bn-oracle", "-p", "bn-conformance", "--lib", "--test", "*"]
-    };
+    let log = Mutex::new(std::fs::File::options().create(true).append(true).open({
+        std::fs::create_dir_all(&work)?;
+        work.join("results.jsonl")
+    })?);
     let start = Instant::now();
-    let mut tests = tree.tests(targets)?;
-    println!("built in {:.0?}", start.elapsed());
-    run::measure(&mut tests, &work, arguments.jobs)?;
-    tests.sort_by(|a, b| a.time.total_cmp(&b.time));
-    let time: f64 = tests.iter().map(|t| t.time).sum();
-    let slow = tests.split_off(tests.partition_point(|t| t.time < arguments.quick));
-    println!("{} tests, which take {time:.0} s; {} of them are slow", tests.len() + slow.len(), slow.len());
-
-    drawn.retain(|m| arguments.only.is_empty() || arguments.only.contains(&m.id));
-    let log = Mutex::new(std::fs::File::options().create(true).append(true).open(work.join("results.jsonl"))?);
-    let start = Instant::now();
-    let judge_all = |drawn: &[Mutant], tests: &[Test]| {
-        run::in_parallel(drawn.len(), arguments.jobs, |i| {
-            if start.elapsed() > Duration::from_secs(60 * arguments.minutes) {
-                return Ok(None);
+    // What became of each, where it compiles.
+    let mut outcomes: BTreeMap<usize, String> = BTreeMap::new();
+    let wanted = |m: &Mutant| arguments.only.is_empty() || arguments.only.contains(&m.id);
+    for ((build, tree), has) in BUILDS.iter().zip(&trees).zip(&has) {
+        let work = work.join(build.name);
+        let mut mutants: Vec<Mutant> = drawn.iter().filter(|m| has.contains(&m.to_string())).cloned().collect();
+        let not_viable = tree.settle(&mut mutants, &work.join("not-viable.json"))?;
+        println!("\n{}: {not_viable} do not compile; {} do", build.name, mutants.len());
+        let built = Instant::now();
+        let mut tests = tree.tests(build.tests)?;
+        println!("built in {:.0?}", built.elapsed());
+        run::measure(&mut tests, &work, arguments.jobs)?;
+        tests.sort_by(|a, b| a.time.total_cmp(&b.time));
+        let time: f64 = tests.iter().map(|t| t.time).sum();
+        let slow = tests.split_off(tests.partition_point(|t| t.time < arguments.quick));
+        println!("{} tests, which take {time:.0} s; {} of them are slow", tests.len() + slow.len(), slow.len());
+        for tests in [&tests, &slow] {
+            // Those that are wanted and that nothing has caught.
+            let caught = |o: &String| o.starts_with("caught");
+            let open: Vec<&Mutant> =
+                mutants.iter().filter(|m| wanted(m) && !outcomes.get(&m.id).is_some_and(caught)).collect();
+            println!("{} tests for {} mutants:", tests.len(), open.len());
+            let judged = run::in_parallel(open.len(), arguments.jobs, |i| -> Result<Option<String>> {
+                if start.elapsed() > Duration::from_secs(60 * arguments.minutes) {
+                    return Ok(None);
+                }
+                let outcome = judge(open[i], tests)?;
+                println!("{} {}: {outcome}", open[i].id, open[i]);
+                let mut line = serde_json::to_value(open[i])?;
+                (line["build"], line["outcome"]) = (json!(build.name), json!(outcome));
+                writeln!(log.lock().expect("no panic"), "{line}")?;
+                Ok(Some(outcome))
+            });
+            for (m, outcome) in open.iter().zip(judged) {
+                let outcome = outcome?.unwrap_or_else(|| "no time left".into());
+                let before = outcomes.remove(&m.id).filter(|_| !caught(&outcome)).map(|b| format!("{b}, "));
+                outcomes.insert(m.id, before.unwrap_or_default() + &outcome);
             }
-            let outcome = judge(&drawn[i], tests)?;
-            println!("{} {}: {outcome}", drawn[i].id, drawn[i]);
-            let mut line = serde_json::to_value(&drawn[i])?;
-            line["outcome"] = json!(outcome);
-            writeln!(log.lock().expect("no panic"), "{line}")?;
-            Ok(Some(outcome))
-        })
-        .into_iter()
-        .collect::<Result<Vec<_>>>()
-    };
-    let mut outcomes = judge_all(&drawn, &tests)?;
-    println!("\nSlow tests, for those that are left:");
-    let open = |o: &Option<String>| o.as_ref().is_some_and(|o| !o.starts_with("caught"));
-    let left: Vec<usize> = (0..drawn.len()).filter(|&i| open(&outcomes[i])).collect();
-    let again: Vec<Mutant> = left.iter().map(|&i| drawn[i].clone()).collect();
-    for (i, outcome) in left.into_iter().zip(judge_all(&again, &slow)?) {
-        let quick = outcomes[i].take().unwrap_or_default();
-        outcomes[i] = Some(match outcome {
-            Some(o) if o.starts_with("caught") => o,
-            Some(o) => format!("{quick}, and {o} of the slow ones"),
-            None => format!("{quick}; the slow ones were not run"),
-        });
+        }
     }
-    report(&drawn, outcomes);
+    report(&drawn, &outcomes);
     Ok(())
 }
 
@@ -160,12 +177,12 @@ fn judge(mutant: &Mutant, tests: &[Test]) -> Result<String> {
     Ok(if coming_by == 0 { "not run".into() } else { format!("not caught by {coming_by} tests") })
 }
 
-fn report(drawn: &[Mutant], outcomes: Vec<Option<String>>) {
-    let (mut by_file, mut survivors, mut run, mut caught) = (BTreeMap::new(), vec![], 0, 0);
-    for (mutant, outcome) in drawn.iter().zip(outcomes) {
-        let Some(outcome) = outcome else { continue };
+fn report(drawn: &[Mutant], outcomes: &BTreeMap<usize, String>) {
+    let (mut by_file, mut survivors, mut caught) = (BTreeMap::new(), vec![], 0);
+    for mutant in drawn {
+        let Some(outcome) = outcomes.get(&mutant.id) else { continue };
         let file: &mut (usize, usize) = by_file.entry(&mutant.file).or_default();
-        (run, file.1) = (run + 1, file.1 + 1);
+        file.1 += 1;
         if outcome.starts_with("caught") {
             (caught, file.0) = (caught + 1, file.0 + 1);
         } else {
@@ -178,5 +195,9 @@ fn report(drawn: &[Mutant], outcomes: Vec<Option<String>>) {
     }
     println!("\nNot caught:");
     survivors.iter().for_each(|s| println!("{s}"));
-    println!("\n{caught} of {run} caught ({:.1} %)", 100.0 * caught as f64 / run.max(1) as f64);
+    let (run, not) = (outcomes.len(), drawn.len() - outcomes.len());
+    println!(
+        "\n{caught} of {run} caught ({:.1} %); {not} not run or not viable",
+        100.0 * caught as f64 / run.max(1) as f64
+    );
 }

@@ -21,6 +21,8 @@ pub(crate) mod half;
 #[cfg_attr(any(bn_single, target_os = "none"), allow(dead_code, reason = "single lanes stand in for it"))]
 pub(crate) mod portable;
 pub(crate) mod single;
+#[cfg(all(test, not(bn_single)))]
+pub(crate) mod traced;
 
 use crate::dispatch::{Shells, Task};
 use crate::double::less;

@@ -108,12 +108,8 @@ where
             }
             if end < width {
                 for s in 0..S {
-                    let plane = div(last, self.positions);
-                    let mut k = self.of_plane(lanes, plane);
-                    let inside = (plane + 1) * self.positions - last;
-                    if inside < lanes_of {
-                        k = mixed::<E, L, K>(lanes, inside, k, self.of_plane(lanes, plane + 1));
-                    }
+                    // A plane has at least a vector.
+                    let k = self.of_plane(lanes, div(last, self.positions));
                     let v = M::before(ready, tails[s]);
                     let sum = self.op.join(v, M::formula(v, k));
                     if self.check() && !<Vec<E, L>>::all(sum.finite()) {

@@ -6,6 +6,8 @@ pub(crate) mod nchw;
 pub(crate) mod nhwc;
 mod run;
 pub(crate) mod scalar;
+#[cfg(all(test, not(bn_single)))]
+mod ways;
 
 use crate::element::{Element, sealed::Storage};
 use crate::kernel::Reduction;

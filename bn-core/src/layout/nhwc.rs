@@ -976,7 +976,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         adjacent: geo.adjacent,
         safe,
     };
-    if flat && first < end {
+    if flat {
         // Rows without gaps are one run.
         // SAFETY: the rows are inside the geometry.
         unsafe { map_row(lanes, op, geo, from, to, first, 0, (end - first) * geo.width, &constants, stage, stream) };

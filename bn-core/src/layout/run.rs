@@ -114,12 +114,12 @@ impl<E: Element, const K: usize> Constants<E, K> {
 }
 
 /// Bytes of a run that is mapped in streams far apart.
-const FAR: usize = 1 << 20;
+pub(super) const FAR: usize = 1 << 20;
 /// Bytes that each of such streams has its turn for, where they go past the caches. Line by line in turn, stores went at
 /// two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as usual: a copy does not mind).
 pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
-const WIDE: usize = 32 << 10;
+pub(super) const WIDE: usize = 32 << 10;
 
 /// A run of elements.
 #[derive(Clone, Copy)]

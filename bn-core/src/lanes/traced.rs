@@ -1,0 +1,155 @@
+//! For tests: portable lanes that note which memory they read and write, in order. What makes kernels fast (how often an
+//! element is read, which streams go on side by side, what is stored past the caches) is tested so, without a clock.
+
+use super::portable::{self, Portable};
+use super::{Lanes, Real, Scalar, Vector};
+use core::ops::{Add, Mul, Sub};
+use std::cell::RefCell;
+use std::vec::Vec;
+
+/// What was done to a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    /// A store past the caches.
+    Past,
+    Fence,
+    /// Lanes were asked whether they are finite.
+    Check,
+}
+
+/// That, and where it starts in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) kind: Kind,
+    pub(crate) address: usize,
+}
+
+std::thread_local! {
+    static EVENTS: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
+}
+
+/// Whether kernels run on traced lanes.
+pub(crate) fn on() -> bool {
+    EVENTS.with_borrow(|e| e.is_some())
+}
+
+/// What a call does.
+pub(crate) fn trace(call: impl FnOnce()) -> Vec<Event> {
+    EVENTS.set(Some(Vec::new()));
+    call();
+    EVENTS.take().expect("set above")
+}
+
+fn note(kind: Kind, address: usize) {
+    EVENTS.with_borrow_mut(|e| e.as_mut().expect("only while traced").push(Event { kind, address }));
+}
+
+/// With the widest walks that any ISA has.
+#[derive(Clone, Copy)]
+pub(crate) struct Traced;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Noted<V>(V);
+
+impl Lanes for Traced {
+    const STREAMS: usize = 4;
+    const ABREAST: usize = 4;
+    type F32 = Noted<portable::F32>;
+    type F64 = Noted<portable::F64>;
+
+    fn fence(self) {
+        note(Kind::Fence, 0);
+    }
+    #[cfg(feature = "half")]
+    unsafe fn load_f16(self, p: *const u16) -> Self::F32 {
+        note(Kind::Read, p.addr());
+        // SAFETY: by the caller.
+        Noted(unsafe { Portable.load_f16(p) })
+    }
+    #[cfg(feature = "half")]
+    unsafe fn store_f16<const PAST: bool>(v: Self::F32, p: *mut u16) {
+        note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
+        // SAFETY: by the caller.
+        unsafe { Portable::store_f16::<PAST>(v.0, p) }
+    }
+    #[cfg(feature = "half")]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F32 {
+        note(Kind::Read, p.addr());
+        // SAFETY: by the caller.
+        Noted(unsafe { Portable.load_bf16(p) })
+    }
+    #[cfg(feature = "half")]
+    unsafe fn store_bf16<const PAST: bool>(v: Self::F32, p: *mut u16) {
+        note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
+        // SAFETY: by the caller.
+        unsafe { Portable::store_bf16::<PAST>(v.0, p) }
+    }
+}
+
+macro_rules! operators {
+    ($($op:ident, $f:ident;)*) => {$(
+        impl<V: Vector> $op for Noted<V> {
+            type Output = Self;
+            fn $f(self, o: Self) -> Self {
+                Noted(self.0.$f(o.0))
+            }
+        }
+    )*};
+}
+operators!(Add, add; Sub, sub; Mul, mul;);
+
+impl<V: Vector<Token = Portable>> Real for Noted<V> {
+    type Token = Traced;
+    fn constant<S: Scalar>(_: Traced, v: S) -> Self {
+        Noted(V::constant(Portable, v))
+    }
+    fn if_less(self, other: Self, yes: Self, no: Self) -> Self {
+        Noted(self.0.if_less(other.0, yes.0, no.0))
+    }
+}
+
+impl<V: Vector<Token = Portable>> Vector for Noted<V> {
+    type Scalar = V::Scalar;
+    type Mask = V::Mask;
+    type Wide = Noted<V::Wide>;
+
+    fn splat(_: Traced, v: V::Scalar) -> Self {
+        Noted(V::splat(Portable, v))
+    }
+    unsafe fn load(_: Traced, p: *const V::Scalar) -> Self {
+        note(Kind::Read, p.addr());
+        // SAFETY: by the caller.
+        Noted(unsafe { V::load(Portable, p) })
+    }
+    unsafe fn store(self, p: *mut V::Scalar) {
+        note(Kind::Write, p.addr());
+        // SAFETY: by the caller.
+        unsafe { self.0.store(p) }
+    }
+    unsafe fn stream(self, p: *mut V::Scalar) {
+        note(Kind::Past, p.addr());
+        // SAFETY: by the caller.
+        unsafe { self.0.store(p) }
+    }
+    fn clear_below(self, n: usize) -> Self {
+        Noted(self.0.clear_below(n))
+    }
+    fn lt(self, other: Self) -> V::Mask {
+        self.0.lt(other.0)
+    }
+    fn finite(self) -> V::Mask {
+        note(Kind::Check, 0);
+        self.0.finite()
+    }
+    fn all(mask: V::Mask) -> bool {
+        V::all(mask)
+    }
+    fn select(mask: V::Mask, yes: Self, no: Self) -> Self {
+        Noted(V::select(mask, yes.0, no.0))
+    }
+    fn widen(self) -> [Self::Wide; 2] {
+        self.0.widen().map(Noted)
+    }
+}

@@ -1,0 +1,390 @@
+//! Tests of the ways through memory that make the kernels fast, without a clock: how often an element is read, which
+//! streams go on side by side, what is stored past the caches. None of it changes a result, so that no other test sees
+//! it.
+
+use crate::engine::STREAM_BYTES;
+use crate::lanes::traced::{Event, Kind, trace};
+use crate::layout::run::{FAR, TURN, WIDE};
+use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
+use crate::{Stride, Strides};
+use core::ops::Range;
+use std::{vec, vec::Vec};
+
+/// Elements of a vector, which are a cache line.
+const LANES: usize = 16;
+/// Elements of what is just large enough to be stored past the caches, if there are an input and an output.
+const LARGE: usize = STREAM_BYTES / size_of::<f32>() / 2;
+
+/// An operand that starts so many elements behind the start of a line.
+struct Tensor {
+    buffer: Vec<f32>,
+    range: Range<usize>,
+}
+
+impl Tensor {
+    fn new(len: usize, skew: usize) -> Self {
+        let buffer: Vec<f32> = (0..len + 2 * LANES).map(|i| (i % 61) as f32 - 20.0).collect();
+        let first = LANES - buffer.as_ptr().addr() / size_of::<f32>() % LANES + skew;
+        Tensor { buffer, range: first..first + len }
+    }
+    fn get(&self) -> &[f32] {
+        &self.buffer[self.range.clone()]
+    }
+    fn get_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[self.range.clone()]
+    }
+    /// The elements that vectors of this kind start with, in order.
+    fn seen(&self, events: &[Event], kind: Kind) -> Vec<usize> {
+        let bytes = self.get().as_ptr_range();
+        let inside = |e: &&Event| e.kind == kind && (bytes.start.addr()..bytes.end.addr()).contains(&e.address);
+        events.iter().filter(inside).map(|e| (e.address - bytes.start.addr()) / size_of::<f32>()).collect()
+    }
+}
+
+fn plan(shape: Shape) -> BatchNorm<f32> {
+    BatchNorm::new(shape, 1e-5).unwrap()
+}
+
+/// Inference from x to y.
+fn inference(bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
+    let c = bn.shape().channels();
+    let (mean, var, mut ws) = (vec![1.0; c], vec![4.0; c], vec![0; bn.workspace_best(Op::Inference, 1)]);
+    let run = Run::serial(&mut ws);
+    trace(|| bn.inference(x.get(), None, Affine::NONE, &mean, &var, y.get_mut(), run).unwrap())
+}
+
+fn moments(bn: &BatchNorm<f32>, x: &Tensor) -> Vec<Event> {
+    let (mut m, mut ws) =
+        (vec![Moments::EMPTY; bn.shape().channels()], vec![0; bn.workspace_best(Op::ForwardTraining, 1)]);
+    trace(|| bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
+}
+
+/// Backward through statistics of the batch: the sums, and what follows them.
+fn backward(bn: &BatchNorm<f32>, x: &Tensor, dy: &Tensor, dx: &mut Tensor) -> Vec<Event> {
+    let c = bn.shape().channels();
+    let n = bn.shape().values_per_channel();
+    let m = vec![Moments { count: n, mean: 1.0, m2: n as f64 }; c];
+    let (mut dgamma, mut ws) = (vec![0.0; c], vec![0; bn.workspace_best(Op::Backward, 1)]);
+    let statistics = Statistics::Batch(&m);
+    let input = BackwardInput { x: x.get(), y: None, dy: dy.get(), gamma: None, statistics };
+    let output = Gradients { dx: Some(dx.get_mut().into()), dgamma: Some(&mut dgamma), ..Gradients::default() };
+    trace(|| bn.backward(input, output, Run::serial(&mut ws)).unwrap())
+}
+
+/// The starts of vectors, of which the last one ends with the run.
+fn vectors(run: Range<usize>) -> Vec<usize> {
+    run.clone().step_by(LANES).map(|i| i.min(run.end - LANES)).collect()
+}
+
+fn sorted(mut v: Vec<usize>) -> Vec<usize> {
+    v.sort_unstable();
+    v
+}
+
+#[test]
+fn a_map_reads_and_writes_an_element_once() {
+    // Rows are a run, and so are images; rows that are folded too, but for those that are left over.
+    for (shape, runs, left) in [
+        (Shape::nhwc(3, 64, &[7, 7]), 1, 0),
+        (Shape::nhwc(3, 67, &[7, 7]), 1, 0),
+        (Shape::nhwc(16, 5, &[8]), 1, 0),
+        (Shape::nhwc(3, 8, &[7, 7]), 1, 24),
+        (Shape::nhwc(2, 1, &[50]), 2, 0),
+        (Shape::nchw(3, 5, &[7, 7]), 3, 0),
+        (Shape::nchw(4, 5, &[8, 8]), 4, 0),
+        (Shape::nchw(2, 1, &[16]), 2, 0),
+        (Shape::nchw(16, 20, &[3]), 1, 0),
+    ] {
+        let bn = plan(shape.unwrap());
+        let n = bn.shape().len();
+        let (x, mut y) = (Tensor::new(n, 1), Tensor::new(n, 2));
+        let run = (n - left) / runs;
+        let mut expected: Vec<usize> = (0..runs).flat_map(|i| vectors(i * run..(i + 1) * run)).collect();
+        expected.extend(if left >= LANES { vectors(n - left..n) } else { vec![] });
+        let events = inference(&bn, &x, &mut y);
+        assert_eq!(sorted(y.seen(&events, Kind::Write)), expected, "{bn:?}");
+        // The last vector of a run is read before anything is written; where it is a whole one once more.
+        let twice = (0..if run.is_multiple_of(LANES) { runs } else { 0 }).map(|i| (i + 1) * run - LANES);
+        let twice = twice.chain((left >= LANES && left.is_multiple_of(LANES)).then_some(n - LANES));
+        expected.extend(twice.collect::<Vec<_>>());
+        assert_eq!(sorted(x.seen(&events, Kind::Read)), sorted(expected), "{bn:?}");
+        assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Check), "{bn:?}");
+    }
+}
+
+/// Rows or images in lockstep, a quarter of all apart, and those that four do not divide.
+fn visits(items: usize) -> Vec<Vec<usize>> {
+    let quarter = items / 4;
+    let fours = (0..quarter).map(|v| (0..4).map(|t| v + t * quarter).collect());
+    let rest: Vec<usize> = (4 * quarter..items).collect();
+    fours.chain((!rest.is_empty()).then_some(rest)).collect()
+}
+
+#[test]
+fn sums_read_four_images_in_lockstep() {
+    for (images, channels, plane) in [(8, 2, 256), (9, 1, 250), (11, 3, 80), (3, 2, 200), (4, 1, 65)] {
+        let bn = plan(Shape::nchw(images, channels, &[plane]).unwrap());
+        let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(bn.shape().len(), skew));
+        let mut expected = vec![];
+        for visit in visits(images) {
+            for c in 0..channels {
+                let start = |image: usize| (image * channels + c) * plane;
+                if visit.len() == 4 {
+                    let at = vectors(0..plane);
+                    expected.extend(at.into_iter().flat_map(|v| visit.iter().map(move |&i| start(i) + v)));
+                } else {
+                    expected.extend(visit.iter().flat_map(|&i| vectors(start(i)..start(i) + plane)));
+                }
+            }
+        }
+        assert_eq!(x.seen(&moments(&bn, &x), Kind::Read), expected, "{bn:?}");
+        let events = backward(&bn, &x, &dy, &mut dx);
+        assert_eq!(x.seen(&events, Kind::Read)[..expected.len()], expected, "x of {bn:?}");
+        assert_eq!(dy.seen(&events, Kind::Read)[..expected.len()], expected, "dy of {bn:?}");
+    }
+}
+
+#[test]
+fn sums_read_small_planes_of_four_channels_in_lockstep() {
+    for (images, channels) in [(8, 8), (4, 6), (9, 5), (3, 4)] {
+        let bn = plan(Shape::nchw(images, channels, &[7, 7]).unwrap());
+        let x = Tensor::new(bn.shape().len(), 0);
+        let mut expected = vec![];
+        for visit in visits(images) {
+            let mut c = 0;
+            while c < channels {
+                let together = if visit.len() == 4 && c + 4 <= channels { 4 } else { 1 };
+                for &image in &visit {
+                    for v in vectors(0..49) {
+                        expected.extend((c..c + together).map(|c| (image * channels + c) * 49 + v));
+                    }
+                }
+                c += together;
+            }
+        }
+        assert_eq!(x.seen(&moments(&bn, &x), Kind::Read), expected, "{bn:?}");
+    }
+}
+
+/// The reads of rows that sums take, four vectors of each at a time; behind them those of what is left over.
+fn of_rows(rows: usize, width: usize, together: usize) -> Vec<usize> {
+    let mut expected = vec![];
+    for visit in visits(rows) {
+        let (together, most) = if visit.len() == 4 { (together, 4) } else { (1, 1) };
+        for rows in visit.chunks(together) {
+            let mut at = vectors(0..width);
+            while !at.is_empty() {
+                // The last vector overlaps its neighbour, unless they are a whole number.
+                let whole = at.len() >= most && at[most - 1] == at[0] + (most - 1) * LANES;
+                let some: Vec<usize> = at.drain(..if whole { most } else { 1 }).collect();
+                expected.extend(rows.iter().flat_map(|&r| some.iter().map(move |&v| r * width + v)));
+            }
+        }
+    }
+    expected
+}
+
+#[test]
+fn sums_read_four_rows_in_lockstep() {
+    for (rows, channels) in [(8, 128), (13, 100), (6, 67), (3, 64), (40, 16)] {
+        let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
+        let [x, dy, y, mut dx] = [0, 1, 2, 3].map(|skew| Tensor::new(bn.shape().len(), skew));
+        // Rows of one vector are taken four at a time.
+        let fold = if channels == 16 { 4 } else { 1 };
+        let (rows, width) = (rows / fold, channels * fold);
+        let samples = 16 * width.div_ceil(LANES);
+        let expected = of_rows(rows, width, 4);
+        assert_eq!(x.seen(&moments(&bn, &x), Kind::Read)[samples..], expected, "{bn:?}");
+        let events = backward(&bn, &x, &dy, &mut dx);
+        for (tensor, what) in [(&x, "x"), (&dy, "dy")] {
+            assert_eq!(tensor.seen(&events, Kind::Read)[samples..][..expected.len()], expected, "{what} of {bn:?}");
+        }
+        // With y, which says where an activation let dy through, two and two.
+        let bn = bn.with_activation(Activation::Relu).unwrap();
+        let expected = of_rows(rows, width, 2);
+        let m = vec![Moments { count: bn.shape().values_per_channel(), mean: 1.0, m2: 9.0 }; channels];
+        let (mut dgamma, mut ws) = (vec![0.0; channels], vec![0; bn.workspace_best(Op::Backward, 1)]);
+        let statistics = Statistics::Batch(&m);
+        let input = BackwardInput { x: x.get(), y: Some(y.get()), dy: dy.get(), gamma: None, statistics };
+        let output = Gradients { dgamma: Some(&mut dgamma), ..Gradients::default() };
+        let events = trace(|| bn.backward(input, output, Run::serial(&mut ws)).unwrap());
+        for (tensor, what) in [(&x, "x"), (&dy, "dy"), (&y, "y")] {
+            assert_eq!(tensor.seen(&events, Kind::Read)[samples..], expected, "{what} of {bn:?}, with y");
+        }
+    }
+}
+
+/// A walk of `parts` parts, a whole number of units each, `together` elements of each in turn; and then of the rest.
+fn in_parts(run: Range<usize>, parts: usize, unit: usize, together: usize) -> (Vec<usize>, Range<usize>) {
+    let far = run.len() / parts / unit * unit;
+    let mut order = vec![];
+    for done in (0..far).step_by(together) {
+        for part in 0..parts {
+            let start = run.start + part * far + done;
+            order.extend((start..start + together.min(far - done)).step_by(LANES));
+        }
+    }
+    (order, run.start + parts * far..run.end)
+}
+
+#[test]
+fn long_runs_are_mapped_in_parts_far_apart() {
+    const LONG: usize = FAR / size_of::<f32>();
+    // Channels, and elements after which both vectors and channels begin again.
+    for (channels, unit) in [(64, 64), (50, 400), (67, 67 * 16), (24, 48)] {
+        for rows in [LONG.div_ceil(channels), LONG.div_ceil(channels) - 1, LONG / channels * 5 / 4] {
+            let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
+            let n = bn.shape().len();
+            let folded = if channels < 48 { rows / 2 * 2 * channels } else { n };
+            let (x, mut y) = (Tensor::new(n, 3), Tensor::new(n, 5));
+            let (mut expected, rest) =
+                if folded >= LONG { in_parts(0..folded, 2, unit, LANES) } else { (vec![], 0..folded) };
+            expected.extend(vectors(rest));
+            expected.extend(if n - folded >= LANES { vectors(folded..n) } else { vec![] });
+            let events = inference(&bn, &x, &mut y);
+            assert_eq!(y.seen(&events, Kind::Write), expected, "{bn:?}");
+        }
+    }
+    // Backward has so many constants that with this many channels a first-level cache does not hold them.
+    const MANY: usize = WIDE / size_of::<f32>() / 5;
+    for (channels, parts) in [(MANY.next_multiple_of(16), 4), (MANY / 16 * 16, 2), (2048, 4)] {
+        let bn = plan(Shape::nhwc(LONG / channels + 7, channels, &[]).unwrap());
+        let n = bn.shape().len();
+        let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
+        let (mut expected, rest) = in_parts(0..n, parts, channels, LANES);
+        expected.extend(vectors(rest));
+        let events = backward(&bn, &x, &dy, &mut dx);
+        assert_eq!(dx.seen(&events, Kind::Write), expected, "{bn:?}");
+    }
+}
+
+#[test]
+fn constants_of_whole_vectors_are_one_stream() {
+    // Channels, and bytes from one constant of a vector to the next.
+    for (channels, apart) in [(64, 64), (80, 64), (67, 4 * 96), (100, 4 * 128)] {
+        let bn = plan(Shape::nhwc(6, channels, &[]).unwrap());
+        let (x, mut y) = (Tensor::new(bn.shape().len(), 0), Tensor::new(bn.shape().len(), 0));
+        let events = inference(&bn, &x, &mut y);
+        // Behind the reads of the last vector, which come first: x once, and three constants, again and again.
+        let reads: Vec<usize> = events.iter().filter(|e| e.kind == Kind::Read).map(|e| e.address).collect();
+        let first = x.get().as_ptr().addr();
+        let table: Vec<usize> = reads.into_iter().filter(|a| !(first..first + 4 * x.get().len()).contains(a)).collect();
+        let vectors = bn.shape().len().div_ceil(LANES);
+        // Those of the first are read once more, for runs that have no others.
+        assert_eq!(table.len(), 3 * (vectors + 1), "{bn:?}");
+        for three in table.chunks(3) {
+            assert_eq!([three[1] - three[0], three[2] - three[1]], [apart; 2], "{bn:?}");
+        }
+        let step = if apart == 64 { 3 * 64 } else { 64 };
+        assert_eq!(table[6] - table[3], step, "{bn:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_caches_is_stored_past_them() {
+    let rows = LARGE / 64;
+    for skew in [0, 5, 15] {
+        let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
+        let bn = plan(Shape::nhwc(rows, 64, &[]).unwrap());
+        let events = inference(&bn, &x, &mut y);
+        let lead = (LANES - skew) % LANES;
+        let (mut past, rest) = in_parts(lead..LARGE, 2, 64, TURN / size_of::<f32>());
+        past.extend((rest.start..rest.end - rest.len() % LANES).step_by(LANES));
+        assert_eq!(y.seen(&events, Kind::Past), past, "{bn:?}, {skew}");
+        let others = if lead > 0 { vec![0, LARGE - LANES] } else { vec![] };
+        assert_eq!(y.seen(&events, Kind::Write), others, "{bn:?}, {skew}");
+        assert_eq!(events.last().map(|e| e.kind), Some(Kind::Fence));
+        // The last vector is read before anything is written; where it is a whole one once more.
+        let reads = past.len() + others.len() + (lead == 0) as usize;
+        assert_eq!(x.seen(&events, Kind::Read).len(), reads, "{bn:?}, {skew}");
+    }
+    // A row less, and in place.
+    let (x, mut y) = (Tensor::new(LARGE - 64, 0), Tensor::new(LARGE - 64, 0));
+    let events = inference(&plan(Shape::nhwc(rows - 1, 64, &[]).unwrap()), &x, &mut y);
+    assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
+    let (bn, mut y) = (plan(Shape::nhwc(rows, 64, &[]).unwrap()), Tensor::new(LARGE, 0));
+    let (mean, var, mut ws) = (vec![1.0; 64], vec![4.0; 64], vec![0; bn.workspace_best(Op::Inference, 1)]);
+    let run = Run::serial(&mut ws);
+    let events = trace(|| bn.inference_in_place(y.get_mut(), None, Affine::NONE, &mean, &var, run).unwrap());
+    assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
+    // Rows with gaps, and channels that are a part of one, are no run.
+    let (x, mut y) = (Tensor::new(LARGE + rows, 0), Tensor::new(LARGE, 0));
+    let bn = bn.with_strides(Strides { x: Stride { batch: 65, inner: 0 }, ..Strides::DENSE }).unwrap();
+    let events = inference(&bn, &x, &mut y);
+    assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
+}
+
+#[test]
+fn images_are_stored_past_the_caches_two_at_a_time() {
+    for (images, channels, plane) in
+        [(8, 11, LARGE / 88), (7, 12, LARGE / 84 + 1), (1, 64, LARGE / 64), (4, 4, LARGE / 16 + 1)]
+    {
+        for skew in [0, 9] {
+            let bn = plan(Shape::nchw(images, channels, &[plane]).unwrap());
+            let (n, image) = (bn.shape().len(), channels * plane);
+            let (x, mut y) = (Tensor::new(n, 0), Tensor::new(n, skew));
+            let events = inference(&bn, &x, &mut y);
+            let half = images.div_ceil(2);
+            let lead = |i: usize| (LANES - (skew + i * image) % LANES) % LANES;
+            let lines = |i: usize| i * image + lead(i)..(i + 1) * image - (image - lead(i)) % LANES;
+            let mut past: Vec<usize> = vec![];
+            for i in 0..half {
+                let j = i + half;
+                if j < images && lead(i) == lead(j) {
+                    let turn = TURN / size_of::<f32>();
+                    for done in (0..lines(i).len()).step_by(turn) {
+                        for i in [i, j] {
+                            let start = lines(i).start + done;
+                            past.extend((start..lines(i).end.min(start + turn)).step_by(LANES));
+                        }
+                    }
+                } else {
+                    past.extend([i, j].into_iter().filter(|&i| i < images).flat_map(|i| lines(i).step_by(LANES)));
+                }
+            }
+            assert_eq!(y.seen(&events, Kind::Past), past, "{bn:?}, {skew}");
+            let mut others = vec![];
+            for i in 0..images {
+                others.extend((lead(i) > 0).then_some(i * image));
+                others.extend((lines(i).end < (i + 1) * image).then_some((i + 1) * image - LANES));
+            }
+            assert_eq!(sorted(y.seen(&events, Kind::Write)), others, "{bn:?}, {skew}");
+            assert_eq!(events.last().map(|e| e.kind), Some(Kind::Fence));
+        }
+    }
+}
+
+#[test]
+fn planes_with_gaps_are_stored_past_the_caches_if_they_are_long() {
+    for (plane, long) in [(32 * LANES, true), (32 * LANES - 1, false)] {
+        let shape = Shape::nchw(LARGE / plane / 2 + 1, 2, &[plane]).unwrap();
+        let stride = Stride { batch: 2 * (plane + LANES), inner: plane + LANES };
+        let bn = plan(shape).with_strides(Strides { y: stride, ..Strides::DENSE }).unwrap();
+        let (x, mut y) = (Tensor::new(shape.len(), 0), Tensor::new(shape.batch() * stride.batch, 0));
+        let events = inference(&bn, &x, &mut y);
+        let all = [Kind::Past, Kind::Write].map(|kind| y.seen(&events, kind).len());
+        assert_eq!(all.map(|n| n > 0), [long, !long], "{bn:?}");
+        assert_eq!(all[0] + all[1], 2 * shape.batch() * 32, "{bn:?}");
+        assert_eq!(events.last().map(|e| e.kind == Kind::Fence), Some(long), "{bn:?}");
+    }
+}
+
+#[test]
+fn only_what_may_overflow_and_come_back_is_checked() {
+    let checks = |bn: &BatchNorm<f32>, factor: f32| {
+        let n = bn.shape().len();
+        let (mut x, mut y) = (Tensor::new(n, 0), Tensor::new(n, 0));
+        x.get_mut().iter_mut().for_each(|v| *v *= factor);
+        inference(bn, &x, &mut y).iter().filter(|e| e.kind == Kind::Check).count()
+    };
+    for shape in [Shape::nhwc(20, 80, &[]), Shape::nchw(3, 5, &[7, 8])] {
+        let bn = plan(shape.unwrap());
+        let vectors = if bn.shape().channels() == 80 { 100 } else { 3 * 18 };
+        let leaky = |slope| bn.with_activation(Activation::LeakyRelu { slope }).unwrap();
+        let clamp = bn.with_activation(Activation::Clamp { lo: 0.0, hi: 6.0 }).unwrap();
+        for bn in [bn, clamp, bn.with_activation(Activation::Relu).unwrap()] {
+            assert_eq!(checks(&bn, 1.0), 0, "{bn:?}");
+        }
+        assert_eq!(checks(&leaky(0.5), 1.0), vectors, "{bn:?}");
+    }
+}
