@@ -126,3 +126,35 @@ fn shapes<T: Number>() {
 fn the_same_bits_on_every_isa() {
     every_type!(shapes());
 }
+
+/// z overflows, and a slope brings it back: with constants that suffice, and in f64 with others.
+#[test]
+fn a_slope_brings_back_what_is_far_from_the_mean() {
+    for (mean, var, gamma, x, slope) in [
+        (1e38f32, 1.0f32, 4.0f32, -2e38f32, 1e-3),
+        (-1e38, 1.0, -4.0, 2e38, 1e-3),
+        (-1e38, 1e-30, -4.0, 1e38, 1e-20),
+        (0.0, 1e-38, 1e20, -3e30, 1e-37),
+        (2.0, 1e-38, 1e19, -3e20, 1e-30),
+    ] {
+        let z = f64::from(gamma) * (f64::from(x) - f64::from(mean)) / f64::from(var).sqrt();
+        let expected = z * slope;
+        assert!(z < -4e38 && expected > -3e38);
+        for (layout, channels) in [(Layout::Nchw, 1), (Layout::Nhwc, 1), (Layout::Nhwc, 48)] {
+            for isa in Isa::available() {
+                let bn = BatchNorm::<f32>::new(Shape::new(layout, 20, channels, &[3]).unwrap(), 0.0).unwrap();
+                let bn = bn.with_activation(Activation::LeakyRelu { slope }).unwrap().with_isa(isa);
+                let of = |v: f32| vec![v; channels];
+                let (x, mut ws) = (vec![x; bn.shape().len()], vec![0; bn.workspace_min(Op::Inference)]);
+                let mut y = x.clone();
+                let (gamma, beta) = (of(gamma), of(0.0));
+                let affine = Affine::new(&gamma, &beta);
+                bn.inference(&x, None, affine, &of(mean), &of(var), &mut y[..], Run::serial(&mut ws)).unwrap();
+                for y in y {
+                    let error = (f64::from(y) - expected).abs() / expected.abs();
+                    assert!(error < 1e-6, "{y:e}, expected {expected:e} ({mean:e}, {var:e}), {bn:?}");
+                }
+            }
+        }
+    }
+}

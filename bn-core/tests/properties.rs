@@ -418,6 +418,25 @@ proptest! {
         let mut b = Backward::blank(p.shape);
         with_workspace(words, |ws| bn.backward_apply(p.input(&f.y, statistics), &sums, b.all(), Run::serial(ws))).unwrap();
         near(&p, &f, &b)?;
+
+        // Whatever of it is asked for.
+        for asked in 0..16 {
+            let mut some = Backward::blank(p.shape);
+            let all = some.all();
+            let output = bn_core::Gradients {
+                dx: all.dx.filter(|_| asked & 1 > 0),
+                dresidual: all.dresidual.filter(|_| asked & 2 > 0),
+                dgamma: all.dgamma.filter(|_| asked & 4 > 0),
+                dbeta: all.dbeta.filter(|_| asked & 8 > 0),
+            };
+            let blank = Backward::blank(p.shape);
+            with_workspace(words, |ws| bn.backward_apply(p.input(&f.y, statistics), &sums, output, Run::serial(ws))).unwrap();
+            let or = |bit: usize, whole: &[f32], blank: &[f32]| bits(if asked & bit > 0 { whole } else { blank });
+            prop_assert!(bits(&some.dx) == or(1, &b.dx, &blank.dx), "dx of {}", asked);
+            prop_assert!(bits(&some.dresidual) == or(2, &b.dresidual, &blank.dresidual), "dresidual of {}", asked);
+            prop_assert!(bits(&some.dgamma) == or(4, &b.dgamma, &blank.dgamma), "dgamma of {}", asked);
+            prop_assert!(bits(&some.dbeta) == or(8, &b.dbeta, &blank.dbeta), "dbeta of {}", asked);
+        }
     }
 
     /// So are the stages over shards of the batch: statistics and sums are merged, and each shard makes

@@ -167,3 +167,45 @@ fn nothing_in_place() {
     in_place::<f32>(Shape::nchw(3, 2, &[1000]).unwrap(), 6);
     in_place::<f32>(Shape::nhwc(n / 50, 50, &[]).unwrap(), 0);
 }
+
+/// Long rows that are mapped in parts, within the caches and past them, with here and there a vector that the fast way does not
+/// do: of a channel whose constants do not suffice, or with a result that a slope brings back.
+fn parts_with_exceptions<T: Number>(rows: usize, channels: usize) {
+    let shape = Shape::nhwc(rows, channels, &[]).unwrap();
+    let mut x = values::<T>(shape.len());
+    // Rounded to what the type has.
+    let huge = T::of(if size_of::<T>() == 8 { -1e300 } else { -6e4 });
+    x.iter_mut().step_by(70_001).for_each(|v| *v = huge);
+    let param = |f: &dyn Fn(usize) -> f32| -> Vec<T::Param> { (0..channels).map(|c| f(c).into()).collect() };
+    let (mean, var) = (param(&|c| c as f32), param(&|c| 0.5 + c as f32));
+    let gamma = param(&|c| if c % 37 == 5 { 1e-38 } else { 3e34 });
+    let beta = param(&|c| if c % 37 == 5 { 1e-37 } else { 0.25 });
+    let affine = Affine::new(&gamma, &beta);
+    let activation = bn_core::Activation::LeakyRelu { slope: 2.0f64.powi(-30) };
+    for isa in isas() {
+        let plan = |rows| {
+            let bn = BatchNorm::<T>::new(Shape::nhwc(rows, channels, &[]).unwrap(), 1e-3).unwrap();
+            bn.with_activation(activation).unwrap().with_isa(isa)
+        };
+        let apply = |bn: &BatchNorm<T>, x: &[T], y: &mut [T]| {
+            let mut ws = vec![0; bn.workspace_best(Op::Inference, 1)];
+            bn.inference(x, None, affine, &mean, &var, y, Run::serial(&mut ws)).unwrap();
+        };
+        let (mut expected, mut y) = (x.clone(), vec![T::of(GAP); x.len()]);
+        let some = 50 * channels;
+        for (x, y) in x.chunks(some).zip(expected.chunks_mut(some)) {
+            apply(&plan(x.len() / channels), x, y);
+        }
+        apply(&plan(rows), &x, &mut y);
+        assert!(same(&y, &expected), "{rows} rows of {channels}, {isa:?}");
+    }
+}
+
+#[test]
+fn exceptions_in_parts_far_apart() {
+    for channels in [64, 50] {
+        every_type!(parts_with_exceptions((2 << 20) / channels / 2, channels));
+    }
+    parts_with_exceptions::<f32>(LARGE / 8 / 80, 80);
+    parts_with_exceptions::<f64>(LARGE / 16 / 70, 70);
+}

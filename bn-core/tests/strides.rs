@@ -265,6 +265,10 @@ fn refusals() {
 /// Dimensions and strides, as frameworks have them: every element is where they say.
 #[test]
 fn from_dims() {
+    for (dims, strides) in [(&[3, 4, 5][..], &[20, 5][..]), (&[3, 4], &[20, 5, 1]), (&[4], &[1]), (&[], &[])] {
+        assert_eq!(Stride::from_dims(Layout::Nchw, dims, strides), None, "{dims:?}");
+        assert_eq!(Stride::from_dims(Layout::Nhwc, dims, strides), None, "{dims:?}");
+    }
     let mut random = Random(5);
     let mut below = |n: usize| (random.uniform() * n as f64) as usize;
     let (mut readable, mut not) = (0, 0);

@@ -62,3 +62,139 @@ pub(crate) fn entries<P: Param>(slice: Option<&[P]>, first: usize, absent: f64) 
         None => [absent; GROUP],
     }
 }
+
+/// The bits are tested in tests/groups.rs; here, that channels are taken at once where they can be.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activation::Rectifier;
+    use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
+    use crate::kernel::normalize::{Normalize, PLAIN, split, split_group};
+    use crate::kernel::{Map, factor_is_inside};
+    use crate::lanes::Scalar;
+
+    /// A group with another number in one place.
+    fn but(group: Group, i: usize, v: f64) -> Group {
+        each(|j| if i == j { v } else { group[j] })
+    }
+
+    #[test]
+    fn all_is_each() {
+        assert!(all(|_| true) && !all(|_| false));
+        for i in 0..GROUP {
+            assert!(!all(|j| i != j));
+        }
+    }
+
+    #[test]
+    fn what_is_inside() {
+        fn of<S: Scalar>() {
+            for v in [0.0, 1.0, S::SAFE_MIN, S::SAFE_MAX] {
+                assert!(factor_is_inside::<S>(v) && factor_is_inside::<S>(-v), "{v:e}");
+            }
+            for v in [S::SAFE_MIN.next_down(), S::SAFE_MAX.next_up(), f64::INFINITY, f64::NAN] {
+                assert!(!factor_is_inside::<S>(v) && !factor_is_inside::<S>(-v), "{v:e}");
+            }
+        }
+        of::<f32>();
+        of::<f64>();
+    }
+
+    #[test]
+    fn constants_forward() {
+        let (mean, v, gamma, beta) =
+            (each(|i| i as f64 - 3.3), each(|i| 0.1 + i as f64), each(|i| 1.5 - i as f64), each(|i| 0.7 * i as f64));
+        let m2 = v.map(|v| 1000.0 * v);
+        let mut to = [[0.0f32; GROUP]; 3];
+        for reach in [None, Some(&m2)] {
+            assert!(split_group(&mut to, &mean, &v, &gamma, &beta, reach));
+            for i in 0..GROUP {
+                let one = split::<f32>(mean[i], gamma[i] * (1.0 / v[i].sqrt()), beta[i], reach.map(|m2| m2[i]));
+                assert!(one.safe);
+                assert_eq!(one.narrow, [0, 1, 2].map(|k| to[k][i]), "channel {i}");
+            }
+        }
+        let huge = 1e100;
+        for i in 0..GROUP {
+            let mut group = |mean: &Group, v: &Group, gamma: &Group, beta: &Group, m2: Option<&Group>| {
+                split_group(&mut to, mean, v, gamma, beta, m2)
+            };
+            assert!(!group(&but(mean, i, -huge), &v, &gamma, &beta, None));
+            assert!(!group(&mean, &v, &gamma, &beta, Some(&but(m2, i, huge))));
+            assert!(!group(&mean, &but(v, i, 0.0), &gamma, &beta, None));
+            assert!(!group(&mean, &v, &but(gamma, i, f64::NAN), &beta, None));
+            assert!(!group(&mean, &v, &but(gamma, i, -huge), &beta, None));
+            assert!(!group(&mean, &v, &gamma, &but(beta, i, -huge), None));
+        }
+    }
+
+    #[test]
+    fn constants_backward() {
+        let parts = || Parts {
+            mean: each(|i| i as f64 - 3.3),
+            m2: each(|i| 10.0 + i as f64),
+            n: each(|i| 20.0 + i as f64),
+            gamma: each(|i| 1.5 - i as f64),
+            dbeta: each(|i| 0.3 - i as f64),
+            dot: each(|i| 2.0 - 0.3 * i as f64),
+        };
+        let mut to = [[0.0f32; GROUP]; 5];
+        assert!(constants_of_group(&mut to, &parts(), 1e-5));
+        let p = parts();
+        for i in 0..GROUP {
+            let variance = p.m2[i] / p.n[i] + 1e-5;
+            let (c, s) = (p.dot[i] / (p.n[i] * variance), p.gamma[i] * (1.0 / variance.sqrt()));
+            let one = constants::<f32>([p.dbeta[i] / p.n[i], p.mean[i], c, s], variance.sqrt(), 0.0);
+            assert!(one.safe);
+            assert_eq!(one.narrow, [0, 1, 2, 3, 4].map(|k| to[k][i]), "channel {i}");
+        }
+        let huge = 1e100;
+        for i in 0..GROUP {
+            for other in [
+                Parts { mean: but(p.mean, i, huge), ..parts() },
+                Parts { m2: but(p.m2, i, huge), ..parts() },
+                Parts { m2: but(p.m2, i, -20.0 - i as f64), ..parts() },
+                Parts { gamma: but(p.gamma, i, huge), ..parts() },
+                Parts { gamma: but(p.gamma, i, 1.0 / huge), ..parts() },
+                Parts { dbeta: but(p.dbeta, i, -huge), ..parts() },
+                Parts { dot: but(p.dot, i, 0.0), ..parts() },
+                Parts { dot: but(p.dot, i, huge), ..parts() },
+                Parts { dot: but(p.dot, i, f64::NAN), ..parts() },
+            ] {
+                assert!(!constants_of_group(&mut to, &other, 1e-5), "channel {i}");
+            }
+        }
+        let (mut to, scales) = ([[0.0f32; GROUP]; 1], each(|i| 1.5 - i as f64));
+        assert!(scales_of_group(&mut to, &scales));
+        assert_eq!(to[0].map(f64::from), scales);
+        assert!((0..GROUP).all(|i| !scales_of_group(&mut to, &but(scales, i, huge))));
+    }
+
+    /// Has groups, and no channels.
+    struct Groups;
+    impl<const K: usize> Source<f32, K> for Groups {
+        fn of(&self, channel: usize) -> Coefficients<f32, K> {
+            panic!("channel {channel} by itself")
+        }
+        fn group(&self, first: usize, to: &mut [[f32; GROUP]; K]) -> bool {
+            *to = [[first as f32; GROUP]; K];
+            true
+        }
+    }
+
+    #[test]
+    fn maps_ask_for_groups() {
+        fn asks<M: Map<f32, I, J, K, O>, const I: usize, const J: usize, const K: usize, const O: usize>(op: M) {
+            let mut to = [[0.0; GROUP]; K];
+            assert!(op.group(40, &mut to) && to == [[40.0; GROUP]; K]);
+        }
+        let activation = &Rectifier::IDENTITY;
+        let forward = Normalize::<f32, PLAIN, true> { activation, residual: true, coefficients: &Groups };
+        asks::<_, 1, 1, 3, 1>(forward);
+        asks::<_, 2, 2, 3, 1>(forward);
+        let backward = Apply::<f32, false> { activation, inverse: 1.0, coefficients: &Groups };
+        asks::<_, 2, 2, 5, 1>(backward);
+        asks::<_, 3, 2, 5, 2>(backward);
+        asks::<_, 1, 1, 1, 1>(ApplyFrozen { activation, coefficients: &Groups });
+    }
+}

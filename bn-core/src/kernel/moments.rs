@@ -44,7 +44,7 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
     }
     #[inline(always)]
     fn addends<R: Real>([x]: [R; 1], [k]: [R; 1]) -> [R; 2] {
-        let d = x - k;
+        let d = x.minus(k);
         [d, d * d]
     }
     #[inline(always)]

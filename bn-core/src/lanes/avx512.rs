@@ -37,6 +37,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn lines(self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn fence(self) {
         // SAFETY: the token proves AVX-512.
         unsafe { _mm_sfence() }
@@ -164,8 +169,26 @@ limit!(F32, larger, _mm512_max_ps);
 limit!(F32, smaller, _mm512_min_ps);
 limit!(F64, larger, _mm512_max_pd);
 limit!(F64, smaller, _mm512_min_pd);
-real!(F32, Avx512, larger, smaller);
-real!(F64, Avx512, larger, smaller);
+
+/// a − b as 1·a − b: the same bits, since the product is exact. Zen has adders and multipliers, and sums have three additions
+/// for a multiplication: the moments of planes in cache take 0.8 of the time. Where units can do either nothing changes.
+/// (The rounding is said so that the compiler leaves it like that.)
+macro_rules! difference {
+    ($t:ident, $fmsub:ident, $set1:ident) => {
+        impl $t {
+            #[inline(always)]
+            fn difference(self, o: Self) -> Self {
+                const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+                // SAFETY: a vector of this type exists only where a token does.
+                unsafe { Self($fmsub::<NEAREST>(self.0, $set1(1.0), o.0)) }
+            }
+        }
+    };
+}
+difference!(F32, _mm512_fmsub_round_ps, _mm512_set1_ps);
+difference!(F64, _mm512_fmsub_round_pd, _mm512_set1_pd);
+real!(F32, Avx512, larger, smaller; difference);
+real!(F64, Avx512, larger, smaller; difference);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,

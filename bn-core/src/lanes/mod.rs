@@ -5,7 +5,7 @@
 //! contract on bits is written in virtual lanes, and each ISA spreads them over the registers it has,
 //! or has a walker of its own that takes elements one by one ([`single`]).
 //!
-//! Every operation is one IEEE operation per lane. There is no fused multiply-add, no reduction
+//! Every operation is one IEEE operation per lane. There is no fused multiply-add (but for [`Real::minus`]), no reduction
 //! across lanes other than [`Vector::to_f64s`] with its fixed order, and no min, max, reciprocal or
 //! other operation that differs between instruction sets.
 //!
@@ -52,6 +52,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {
         T::Element::base(self, task)
+    }
+    /// Whether [`Vector::stream`] of f32 and f64 writes a line at once. It changes no bit.
+    #[inline(always)]
+    fn lines(self) -> bool {
+        false
     }
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]
@@ -184,6 +189,11 @@ pub trait Real: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Se
     fn constant<S: Scalar>(token: Self::Token, v: S) -> Self;
     /// `yes` where `self < other`, else `no`, also where either is NaN.
     fn if_less(self, other: Self, yes: Self, no: Self) -> Self;
+    /// `self - other`, in sums: by the unit that has less to do there, where there are two.
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        self - other
+    }
     /// At least `floor`, which is not NaN; NaN stays NaN. An instruction where an ISA has the right one.
     #[inline(always)]
     fn at_least(self, floor: Self) -> Self {
@@ -210,7 +220,7 @@ impl Real for f64 {
 
 /// The operations of [`Real`] for a vector type.
 macro_rules! real {
-    ($t:ty, $token:ty $(, $larger:ident, $smaller:ident)?) => {
+    ($t:ty, $token:ty $(, $larger:ident, $smaller:ident)? $(; $minus:ident)?) => {
         impl $crate::lanes::Real for $t {
             type Token = $token;
             #[inline(always)]
@@ -229,6 +239,12 @@ macro_rules! real {
                 #[inline(always)]
                 fn at_most(self, ceiling: Self) -> Self {
                     self.$smaller(ceiling)
+                }
+            )?
+            $(
+                #[inline(always)]
+                fn minus(self, other: Self) -> Self {
+                    self.$minus(other)
                 }
             )?
         }

@@ -4,7 +4,7 @@
 use super::portable::{self, Portable};
 use super::{Lanes, Real, Scalar, Vector};
 use core::ops::{Add, Mul, Sub};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::vec::Vec;
 
 /// What was done to a vector.
@@ -27,6 +27,8 @@ pub(crate) struct Event {
 }
 
 std::thread_local! {
+    /// Whether a vector past the caches is a line.
+    static LINES: Cell<bool> = const { Cell::new(false) };
     static EVENTS: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
 }
 
@@ -35,8 +37,9 @@ pub(crate) fn on() -> bool {
     EVENTS.with_borrow(|e| e.is_some())
 }
 
-/// What a call does.
-pub(crate) fn trace(call: impl FnOnce()) -> Vec<Event> {
+/// What a call does, on an ISA that [stores whole lines](Lanes::lines) or on another.
+pub(crate) fn trace(lines: bool, call: impl FnOnce()) -> Vec<Event> {
+    LINES.set(lines);
     EVENTS.set(Some(Vec::new()));
     call();
     EVENTS.take().expect("set above")
@@ -59,6 +62,9 @@ impl Lanes for Traced {
     type F32 = Noted<portable::F32>;
     type F64 = Noted<portable::F64>;
 
+    fn lines(self) -> bool {
+        LINES.get()
+    }
     fn fence(self) {
         note(Kind::Fence, 0);
     }

@@ -115,8 +115,9 @@ impl<E: Element, const K: usize> Constants<E, K> {
 
 /// Bytes of a run that is mapped in streams far apart.
 pub(super) const FAR: usize = 1 << 20;
-/// Bytes that each of such streams has its turn for, where they go past the caches. Line by line in turn, stores went at
-/// two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as usual: a copy does not mind).
+/// Bytes that each of such streams has its turn for, where they go past the caches, but a vector is not stored as a line. Line by
+/// line in turn, stores went at two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as
+/// usual: a copy does not mind).
 pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 pub(super) const WIDE: usize = 32 << 10;
@@ -193,8 +194,11 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
             // fast. Within a plane it was half as fast. Four quarters where that many constants have to come from
-            // the second-level cache: 1.2 times as fast with 2048 channels, slower with 1536.
-            let four = const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
+            // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
+            // a vector is a line (Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2;
+            // in cache it would take 1.2 to 1.6 times as long).
+            let lines = lead.is_some() && lanes.lines() && const { size_of::<E>() == size_of::<Compute<E>>() };
+            let four = lines || const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             let parts = if four { 4 } else { 2 };
             let far = if k.period > 0 && self.width >= FAR / size_of::<E>() {
                 // The least common multiple with a vector, whose lanes are a power of two.
@@ -205,17 +209,21 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             };
             let rest = at + parts * far;
             let whole = (self.width - rest) / lanes_of * lanes_of;
-            if lead.is_some() {
+            let offset = k.offset(at);
+            if lines {
+                self.walk::<L, M, J, K, 4, true>(lanes, op, ready, k, at, far, far, offset);
+            } else if lead.is_some() {
                 self.walk_streams::<L, M, J, K>(lanes, op, ready, k, at, far, parts);
-                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0, k.offset(rest));
+            } else if const { K > 3 } && four {
+                self.walk::<L, M, J, K, 4, false>(lanes, op, ready, k, at, far, far, offset);
             } else {
-                let offset = k.offset(at);
-                if const { K > 3 } && four {
-                    self.walk::<L, M, J, K, 4, false>(lanes, op, ready, k, at, far, far, offset);
-                } else {
-                    self.walk::<L, M, J, K, 2, false>(lanes, op, ready, k, at, far, far, offset);
-                }
-                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0, k.offset(rest));
+                self.walk::<L, M, J, K, 2, false>(lanes, op, ready, k, at, far, far, offset);
+            }
+            let offset = k.offset(rest);
+            if lead.is_some() {
+                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0, offset);
+            } else {
+                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0, offset);
             }
             at = rest + whole;
             if at < self.width {
@@ -325,9 +333,11 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
         let check = op.checked() || !k.safe;
+        let late = const { STREAM && S > 1 } && self.a_line_on();
         // SAFETY: by the caller.
         unsafe {
             let mut constants = load::<L, E, K>(lanes, k, offset);
+            let (first, mut y) = (at, [[zero; O]; S]);
             while at < end {
                 // As far as the constants go without beginning again.
                 let left = if k.period > 0 { (k.period - offset).next_multiple_of(lanes_of) } else { end - at };
@@ -339,25 +349,26 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                         constants = load_table::<L, E, K>(lanes, table, k.order.apart);
                         table = table.wrapping_add(lanes_of * k.order.scale);
                     }
-                    let mut y = [[zero; O]; S];
+                    let mut v = [[zero; J]; S];
                     let mut s = 0;
                     while s < S {
-                        let v = M::before(ready, load_all(lanes, &self.from, at + s * far));
-                        let sum = op.join(v, M::formula(v, constants));
-                        if check && !<Vec<E, L>>::all(sum.finite()) {
-                            return (at, offset);
-                        }
-                        y[s] = M::outputs(ready, v, sum);
+                        v[s] = M::before(ready, load_all(lanes, &self.from, at + s * far));
                         s += 1;
+                    }
+                    if late && at > first {
+                        self.store::<L, S, STREAM>(y, at - lanes_of, far);
                     }
                     let mut s = 0;
                     while s < S {
-                        if STREAM {
-                            stream_all::<L, E, O>(y[s], &self.to, at + s * far);
-                        } else {
-                            store_all::<L, E, O>(y[s], &self.to, at + s * far);
+                        let sum = op.join(v[s], M::formula(v[s], constants));
+                        if check && !<Vec<E, L>>::all(sum.finite()) {
+                            return (at, offset);
                         }
+                        y[s] = M::outputs(ready, v[s], sum);
                         s += 1;
+                    }
+                    if !late {
+                        self.store::<L, S, STREAM>(y, at, far);
                     }
                     at += lanes_of;
                 }
@@ -365,8 +376,52 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     offset -= k.period;
                 }
             }
+            if late && at > first {
+                self.store::<L, S, STREAM>(y, at - lanes_of, far);
+            }
         }
         (end, offset)
+    }
+
+    /// Whether an output is about a line further on in its page than an input in its own. Stores that wait hold back loads from
+    /// the same place of any page: there of the next vector, unless that has been loaded before (twice as fast).
+    #[inline(always)]
+    fn a_line_on(&self) -> bool {
+        const PAGE: usize = 4096;
+        const LINE: usize = 64;
+        let mut found = false;
+        for to in &self.to {
+            for from in &self.from {
+                let on = to.addr().wrapping_sub(from.addr()) % PAGE;
+                found |= on > 0 && on <= LINE;
+            }
+        }
+        found
+    }
+
+    /// Writes a vector to each of `S` parts.
+    ///
+    /// # Safety
+    /// As for [`Elements::walk`].
+    #[inline(always)]
+    unsafe fn store<L: Lanes, const S: usize, const STREAM: bool>(
+        &self,
+        y: [[Vec<E, L>; O]; S],
+        at: usize,
+        far: usize,
+    ) {
+        let mut s = 0;
+        while s < S {
+            // SAFETY: by the caller.
+            unsafe {
+                if STREAM {
+                    stream_all::<L, E, O>(y[s], &self.to, at + s * far);
+                } else {
+                    store_all::<L, E, O>(y[s], &self.to, at + s * far);
+                }
+            }
+            s += 1;
+        }
     }
 
     /// Maps elements `at..end` one by one: the same code on every ISA.

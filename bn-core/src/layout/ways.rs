@@ -8,14 +8,16 @@ use crate::layout::run::{FAR, TURN, WIDE};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
 use core::ops::Range;
-use std::{vec, vec::Vec};
+use std::{format, vec, vec::Vec};
 
 /// Elements of a vector, which are a cache line.
 const LANES: usize = 16;
+/// Elements of a page.
+const PAGE: usize = 4096 / size_of::<f32>();
 /// Elements of what is just large enough to be stored past the caches, if there are an input and an output.
 const LARGE: usize = STREAM_BYTES / size_of::<f32>() / 2;
 
-/// An operand that starts so many elements behind the start of a line.
+/// An operand that starts so many elements behind the start of a page.
 struct Tensor {
     buffer: Vec<f32>,
     range: Range<usize>,
@@ -23,9 +25,11 @@ struct Tensor {
 
 impl Tensor {
     fn new(len: usize, skew: usize) -> Self {
-        let buffer: Vec<f32> = (0..len + 2 * LANES).map(|i| (i % 61) as f32 - 20.0).collect();
-        let first = LANES - buffer.as_ptr().addr() / size_of::<f32>() % LANES + skew;
-        Tensor { buffer, range: first..first + len }
+        let mut tensor = Tensor { buffer: vec![], range: 0..0 };
+        tensor.buffer = (0..len + PAGE + skew).map(|i| (i % 61) as f32 - 20.0).collect();
+        let first = PAGE - tensor.buffer.as_ptr().addr() / size_of::<f32>() % PAGE + skew;
+        tensor.range = first..first + len;
+        tensor
     }
     fn get(&self) -> &[f32] {
         &self.buffer[self.range.clone()]
@@ -47,16 +51,21 @@ fn plan(shape: Shape) -> BatchNorm<f32> {
 
 /// Inference from x to y.
 fn inference(bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
+    inference_by(false, bn, x, y)
+}
+
+/// The same where a vector past the caches is a line, or is not.
+fn inference_by(lines: bool, bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
     let c = bn.shape().channels();
     let (mean, var, mut ws) = (vec![1.0; c], vec![4.0; c], vec![0; bn.workspace_best(Op::Inference, 1)]);
     let run = Run::serial(&mut ws);
-    trace(|| bn.inference(x.get(), None, Affine::NONE, &mean, &var, y.get_mut(), run).unwrap())
+    trace(lines, || bn.inference(x.get(), None, Affine::NONE, &mean, &var, y.get_mut(), run).unwrap())
 }
 
 fn moments(bn: &BatchNorm<f32>, x: &Tensor) -> Vec<Event> {
     let (mut m, mut ws) =
         (vec![Moments::EMPTY; bn.shape().channels()], vec![0; bn.workspace_best(Op::ForwardTraining, 1)]);
-    trace(|| bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
+    trace(false, || bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
 }
 
 /// Backward through statistics of the batch: the sums, and what follows them.
@@ -68,7 +77,7 @@ fn backward(bn: &BatchNorm<f32>, x: &Tensor, dy: &Tensor, dx: &mut Tensor) -> Ve
     let statistics = Statistics::Batch(&m);
     let input = BackwardInput { x: x.get(), y: None, dy: dy.get(), gamma: None, statistics };
     let output = Gradients { dx: Some(dx.get_mut().into()), dgamma: Some(&mut dgamma), ..Gradients::default() };
-    trace(|| bn.backward(input, output, Run::serial(&mut ws)).unwrap())
+    trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap())
 }
 
 /// The starts of vectors, of which the last one ends with the run.
@@ -166,11 +175,16 @@ fn sums_read_small_planes_of_four_channels_in_lockstep() {
     }
 }
 
-/// The reads of rows that sums take, four vectors of each at a time; behind them those of what is left over.
-fn of_rows(rows: usize, width: usize, together: usize) -> Vec<usize> {
+/// The reads of rows that sums take, four vectors of each at a time; behind them those of what is left over. Narrow rows of
+/// `chain` visits are taken together.
+fn of_rows(rows: usize, width: usize, together: usize, chain: usize) -> Vec<usize> {
     let mut expected = vec![];
-    for visit in visits(rows) {
-        let (together, most) = if visit.len() == 4 { (together, 4) } else { (1, 1) };
+    let visits = visits(rows);
+    let (fours, rest) = visits.split_at(rows / 4);
+    let chains = fours.chunks(if width <= 64 { chain } else { 1 }).map(|c| c.concat());
+    for visit in chains.chain(rest.iter().cloned()) {
+        let together = if visit.len() > 4 { visit.len() } else { together };
+        let (together, most) = if visit.len() >= 4 { (together, 4) } else { (1, 1) };
         for rows in visit.chunks(together) {
             let mut at = vectors(0..width);
             while !at.is_empty() {
@@ -186,14 +200,14 @@ fn of_rows(rows: usize, width: usize, together: usize) -> Vec<usize> {
 
 #[test]
 fn sums_read_four_rows_in_lockstep() {
-    for (rows, channels) in [(8, 128), (13, 100), (6, 67), (3, 64), (40, 16)] {
+    for (rows, channels) in [(8, 128), (13, 100), (6, 67), (3, 64), (40, 16), (100, 64), (96, 48), (40, 65)] {
         let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
         let [x, dy, y, mut dx] = [0, 1, 2, 3].map(|skew| Tensor::new(bn.shape().len(), skew));
         // Rows of one vector are taken four at a time.
         let fold = if channels == 16 { 4 } else { 1 };
         let (rows, width) = (rows / fold, channels * fold);
         let samples = 16 * width.div_ceil(LANES);
-        let expected = of_rows(rows, width, 4);
+        let expected = of_rows(rows, width, 4, 4);
         assert_eq!(x.seen(&moments(&bn, &x), Kind::Read)[samples..], expected, "{bn:?}");
         let events = backward(&bn, &x, &dy, &mut dx);
         for (tensor, what) in [(&x, "x"), (&dy, "dy")] {
@@ -201,13 +215,13 @@ fn sums_read_four_rows_in_lockstep() {
         }
         // With y, which says where an activation let dy through, two and two.
         let bn = bn.with_activation(Activation::Relu).unwrap();
-        let expected = of_rows(rows, width, 2);
+        let expected = of_rows(rows, width, 2, 1);
         let m = vec![Moments { count: bn.shape().values_per_channel(), mean: 1.0, m2: 9.0 }; channels];
         let (mut dgamma, mut ws) = (vec![0.0; channels], vec![0; bn.workspace_best(Op::Backward, 1)]);
         let statistics = Statistics::Batch(&m);
         let input = BackwardInput { x: x.get(), y: Some(y.get()), dy: dy.get(), gamma: None, statistics };
         let output = Gradients { dgamma: Some(&mut dgamma), ..Gradients::default() };
-        let events = trace(|| bn.backward(input, output, Run::serial(&mut ws)).unwrap());
+        let events = trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap());
         for (tensor, what) in [(&x, "x"), (&dy, "dy"), (&y, "y")] {
             assert_eq!(tensor.seen(&events, Kind::Read)[samples..], expected, "{what} of {bn:?}, with y");
         }
@@ -283,20 +297,23 @@ fn constants_of_whole_vectors_are_one_stream() {
 #[test]
 fn what_does_not_fit_the_caches_is_stored_past_them() {
     let rows = LARGE / 64;
-    for skew in [0, 5, 15] {
+    for (lines, skew) in [(false, 0), (false, 5), (false, 15), (true, 0), (true, 5), (true, 16)] {
         let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
         let bn = plan(Shape::nhwc(rows, 64, &[]).unwrap());
-        let events = inference(&bn, &x, &mut y);
-        let lead = (LANES - skew) % LANES;
-        let (mut past, rest) = in_parts(lead..LARGE, 2, 64, TURN / size_of::<f32>());
+        let events = inference_by(lines, &bn, &x, &mut y);
+        // Four parts line by line, or two parts that take turns.
+        let (parts, together) = if lines { (4, LANES) } else { (2, TURN / size_of::<f32>()) };
+        let lead = (LANES - skew % LANES) % LANES;
+        let (mut past, rest) = in_parts(lead..LARGE, parts, 64, together);
         past.extend((rest.start..rest.end - rest.len() % LANES).step_by(LANES));
-        assert_eq!(y.seen(&events, Kind::Past), past, "{bn:?}, {skew}");
+        let name = format!("{bn:?}, {lines}, {skew}");
+        assert_eq!(y.seen(&events, Kind::Past), past, "{name}");
         let others = if lead > 0 { vec![0, LARGE - LANES] } else { vec![] };
-        assert_eq!(y.seen(&events, Kind::Write), others, "{bn:?}, {skew}");
+        assert_eq!(y.seen(&events, Kind::Write), others, "{name}");
         assert_eq!(events.last().map(|e| e.kind), Some(Kind::Fence));
         // The last vector is read before anything is written; where it is a whole one once more.
         let reads = past.len() + others.len() + (lead == 0) as usize;
-        assert_eq!(x.seen(&events, Kind::Read).len(), reads, "{bn:?}, {skew}");
+        assert_eq!(x.seen(&events, Kind::Read).len(), reads, "{name}");
     }
     // A row less, and in place.
     let (x, mut y) = (Tensor::new(LARGE - 64, 0), Tensor::new(LARGE - 64, 0));
@@ -305,13 +322,28 @@ fn what_does_not_fit_the_caches_is_stored_past_them() {
     let (bn, mut y) = (plan(Shape::nhwc(rows, 64, &[]).unwrap()), Tensor::new(LARGE, 0));
     let (mean, var, mut ws) = (vec![1.0; 64], vec![4.0; 64], vec![0; bn.workspace_best(Op::Inference, 1)]);
     let run = Run::serial(&mut ws);
-    let events = trace(|| bn.inference_in_place(y.get_mut(), None, Affine::NONE, &mean, &var, run).unwrap());
+    let events = trace(false, || bn.inference_in_place(y.get_mut(), None, Affine::NONE, &mean, &var, run).unwrap());
     assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
     // Rows with gaps, and channels that are a part of one, are no run.
     let (x, mut y) = (Tensor::new(LARGE + rows, 0), Tensor::new(LARGE, 0));
     let bn = bn.with_strides(Strides { x: Stride { batch: 65, inner: 0 }, ..Strides::DENSE }).unwrap();
     let events = inference(&bn, &x, &mut y);
     assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
+}
+
+/// Where stores would hold back the loads of the next line, they come after those.
+#[test]
+fn stores_past_the_caches_come_late_if_that_helps() {
+    for (skew, late) in [(0, false), (1, true), (16, true), (17, false), (PAGE / 2, false), (PAGE - 16, false)] {
+        let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
+        let bn = plan(Shape::nhwc(LARGE / 64, 64, &[]).unwrap());
+        let events = inference_by(true, &bn, &x, &mut y);
+        let first = events.iter().position(|e| e.kind == Kind::Past).unwrap();
+        // Behind the last vector, and what comes before the first line.
+        let before = 1 + !skew.is_multiple_of(LANES) as usize;
+        let expected = before + if late { 8 } else { 4 };
+        assert_eq!(x.seen(&events[..first], Kind::Read).len(), expected, "{skew}");
+    }
 }
 
 #[test]
@@ -386,5 +418,34 @@ fn only_what_may_overflow_and_come_back_is_checked() {
             assert_eq!(checks(&bn, 1.0), 0, "{bn:?}");
         }
         assert_eq!(checks(&leaky(0.5), 1.0), vectors, "{bn:?}");
+    }
+}
+
+/// Without gradients of the parameters, statistics that do not depend on x ask for no sums: dy is read, once, and nothing else.
+#[test]
+fn frozen_statistics_need_no_x() {
+    for shape in [Shape::nhwc(20, 80, &[]), Shape::nchw(3, 5, &[7, 8])] {
+        let bn = plan(shape.unwrap());
+        let (n, c) = (bn.shape().len(), bn.shape().channels());
+        let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
+        let (mean, var, mut ws) = (vec![1.0; c], vec![4.0; c], vec![0; bn.workspace_best(Op::Backward, 1)]);
+        let statistics = Statistics::Running { mean: &mean, var: &var };
+        let input = BackwardInput { x: x.get(), y: None, dy: dy.get(), gamma: None, statistics };
+        let output = Gradients { dx: Some(dx.get_mut().into()), ..Gradients::default() };
+        let events = trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap());
+        assert_eq!(x.seen(&events, Kind::Read), [], "{bn:?}");
+        let (reads, writes) = (dy.seen(&events, Kind::Read), dx.seen(&events, Kind::Write));
+        // The last vector of a run is read before anything is written; where it is a whole one once more.
+        let runs = if c == 80 { 1 } else { 3 };
+        let twice = if (n / runs).is_multiple_of(LANES) { runs } else { 0 };
+        assert_eq!(
+            (reads.len(), writes.len()),
+            (runs * (n / runs).div_ceil(LANES) + twice, reads.len() - twice),
+            "{bn:?}"
+        );
+        // What is s·dy can not come back from beyond the range; dx of a batch can.
+        assert!(events.iter().all(|e| e.kind != Kind::Check), "{bn:?}");
+        let checks = backward(&bn, &x, &dy, &mut dx).iter().filter(|e| e.kind == Kind::Check).count();
+        assert!(checks >= n / LANES, "{bn:?}: {checks}");
     }
 }
