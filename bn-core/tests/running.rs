@@ -216,6 +216,10 @@ fn skipped_channels() {
     let batch = [Moments::EMPTY, Moments { count: 1, mean: 4.0, m2: 0.0 }];
     assert_eq!(unbiased.update(&batch, &mut mean, &mut var, Some(&mut n)), Ok(1));
     assert_eq!((mean, var, n), ([2.0, 4.0], [5.0, 5.0], 1));
+    // Nor does a deviation that is no number come with a mean.
+    let batch = [Moments { count: 1, mean: 4.0, m2: f64::NAN }, Moments { count: 1, mean: f64::NAN, m2: 0.0 }];
+    assert_eq!(unbiased.update(&batch, &mut mean, &mut var, Some(&mut n)), Ok(2));
+    assert_eq!((mean, var, n), ([2.0, 4.0], [5.0, 5.0], 2));
 }
 
 #[test]

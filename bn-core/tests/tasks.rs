@@ -325,3 +325,21 @@ fn threads_for_what_is_worth_them() {
         assert_eq!(phases(shape, ForwardTraining), [1, 4, parts, 4], "{shape:?}");
     }
 }
+
+/// Between the smallest workspace and the best one, channels may be worked on in bands, whose cells are shared out.
+#[test]
+fn any_workspace() {
+    for shape in [Shape::nhwc(2200, 130, &[]), Shape::nchw(40, 50, &[10, 10]), Shape::nchw(3, 5, &[100, 100])] {
+        let bn = plan::<f32>(shape.unwrap());
+        let inputs = Inputs::new(&bn, 1);
+        for call in [ForwardTraining, Inference, Backward] {
+            let expected = inputs.whole(&bn, call).bits();
+            let (least, best) = (bn.workspace_min(op(call)), bn.workspace_best(op(call), 3));
+            for words in (0..=40).map(|i| least + (best - least) * i / 40) {
+                let (mut out, mut ws) = (Outputs::blank(&bn), vec![0xfff4_dead_fff4_beef; words]);
+                finish(inputs.tasks(&bn, call, &mut out, 3, &mut ws).unwrap());
+                assert!(out.bits() == expected, "{call:?} {:?}: other bits with {words} words", bn.shape());
+            }
+        }
+    }
+}
