@@ -56,6 +56,22 @@ pub(crate) struct Traced;
 #[derive(Clone, Copy)]
 pub(crate) struct Noted<V>(V);
 
+#[cfg(feature = "half")]
+macro_rules! half {
+    ($load:ident, $store:ident) => {
+        unsafe fn $load(self, p: *const u16) -> Self::F32 {
+            note(Kind::Read, p.addr());
+            // SAFETY: by the caller.
+            Noted(unsafe { Portable.$load(p) })
+        }
+        unsafe fn $store<const PAST: bool>(v: Self::F32, p: *mut u16) {
+            note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
+            // SAFETY: by the caller.
+            unsafe { Portable::$store::<PAST>(v.0, p) }
+        }
+    };
+}
+
 impl Lanes for Traced {
     const STREAMS: usize = 4;
     const ABREAST: usize = 4;
@@ -69,29 +85,9 @@ impl Lanes for Traced {
         note(Kind::Fence, 0);
     }
     #[cfg(feature = "half")]
-    unsafe fn load_f16(self, p: *const u16) -> Self::F32 {
-        note(Kind::Read, p.addr());
-        // SAFETY: by the caller.
-        Noted(unsafe { Portable.load_f16(p) })
-    }
+    half!(load_f16, store_f16);
     #[cfg(feature = "half")]
-    unsafe fn store_f16<const PAST: bool>(v: Self::F32, p: *mut u16) {
-        note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
-        // SAFETY: by the caller.
-        unsafe { Portable::store_f16::<PAST>(v.0, p) }
-    }
-    #[cfg(feature = "half")]
-    unsafe fn load_bf16(self, p: *const u16) -> Self::F32 {
-        note(Kind::Read, p.addr());
-        // SAFETY: by the caller.
-        Noted(unsafe { Portable.load_bf16(p) })
-    }
-    #[cfg(feature = "half")]
-    unsafe fn store_bf16<const PAST: bool>(v: Self::F32, p: *mut u16) {
-        note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
-        // SAFETY: by the caller.
-        unsafe { Portable::store_bf16::<PAST>(v.0, p) }
-    }
+    half!(load_bf16, store_bf16);
 }
 
 macro_rules! operators {

@@ -439,18 +439,9 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
                 let (start, end) = ends(v - v0, v1 - v0);
                 for i in 0..visit.count {
                     let row = [Place::rows_of(from, geo, visit.item(i), seg.start, seg.width, stage)];
-                    let (start, end) = (start && i == 0, end && i + 1 == visit.count);
+                    let ends = (start && i == 0, end && i + 1 == visit.count);
                     let sums = [t.records, t.second(0)];
-                    sum_rows::<L, E, R, I, J, K, N, 1>(
-                        lanes,
-                        &op.ready(lanes),
-                        &row,
-                        (1, [0; I]),
-                        seg,
-                        sums,
-                        start,
-                        end,
-                    );
+                    sum_rows::<L, E, R, I, J, K, N, 1>(lanes, &op.ready(lanes), &row, (1, [0; I]), seg, sums, ends);
                 }
                 v += 1;
             }
@@ -514,13 +505,13 @@ where
             // SAFETY: `sum_block` vouches for rows and records.
             unsafe {
                 if I < 3 {
-                    sum_rows::<L, E, R, I, J, K, N, 4>(lanes, &ready, &rows, (visits, step), seg, sums, start, end);
+                    sum_rows::<L, E, R, I, J, K, N, 4>(lanes, &ready, &rows, (visits, step), seg, sums, (start, end));
                 } else {
                     // Twelve rows at once, which often begin at the same place of their pages, are more than a
                     // cache set holds: six are 1.1 to 1.7 times as fast. (Three are slower beyond the caches.)
                     let [a, b, c, d] = rows;
-                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[a, b], (1, step), seg, sums, start, false);
-                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[c, d], (1, step), seg, sums, false, end);
+                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[a, b], (1, step), seg, sums, (start, false));
+                    sum_rows::<L, E, R, I, J, K, N, 2>(lanes, &ready, &[c, d], (1, step), seg, sums, (false, end));
                 }
             }
             for t in 0..4 {
@@ -550,8 +541,7 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
     visits: (usize, [usize; I]),
     seg: Segment,
     [mut record, mut second]: [*mut Compute<E>; 2],
-    start: bool,
-    end: bool,
+    ends: (bool, bool),
 ) where
     L: Lanes,
     E: Element,
@@ -564,27 +554,9 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
         if T > 1 && L::ABREAST > 1 {
             while at + L::ABREAST * lanes_of <= seg.width {
                 if L::ABREAST == 4 {
-                    sum_vectors::<L, E, R, I, J, K, N, T, 4>(
-                        lanes,
-                        ready,
-                        rows,
-                        visits,
-                        at,
-                        [record, second],
-                        start,
-                        end,
-                    );
+                    sum_vectors::<L, E, R, I, J, K, N, T, 4>(lanes, ready, rows, visits, at, [record, second], ends);
                 } else {
-                    sum_vectors::<L, E, R, I, J, K, N, T, 2>(
-                        lanes,
-                        ready,
-                        rows,
-                        visits,
-                        at,
-                        [record, second],
-                        start,
-                        end,
-                    );
+                    sum_vectors::<L, E, R, I, J, K, N, T, 2>(lanes, ready, rows, visits, at, [record, second], ends);
                 }
                 at += L::ABREAST * lanes_of;
                 record = record.wrapping_add(L::ABREAST * (K + N) * lanes_of);
@@ -593,7 +565,7 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
         }
         while at < seg.width {
             let off = at.min(seg.width - lanes_of);
-            sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, visits, off, [record, second], start, end);
+            sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, visits, off, [record, second], ends);
             at += lanes_of;
             record = record.wrapping_add((K + N) * lanes_of);
             second = second.wrapping_add(N * lanes_of);
@@ -623,8 +595,7 @@ unsafe fn sum_vectors<
     (visits, step): (usize, [usize; I]),
     off: usize,
     [record, second]: [*mut Compute<E>; 2],
-    start: bool,
-    end: bool,
+    (start, end): (bool, bool),
 ) where
     L: Lanes,
     E: Element,

@@ -68,16 +68,34 @@ fn moments(bn: &BatchNorm<f32>, x: &Tensor) -> Vec<Event> {
     trace(false, || bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
 }
 
+/// Backward: dx, or dgamma, or both.
+fn gradients(
+    bn: &BatchNorm<f32>,
+    [x, dy]: [&Tensor; 2],
+    y: Option<&Tensor>,
+    statistics: Statistics<'_, f32>,
+    dx: Option<&mut Tensor>,
+    parameters: bool,
+) -> Vec<Event> {
+    let (mut dgamma, mut ws) = (vec![0.0; bn.shape().channels()], vec![0; bn.workspace_best(Op::Backward, 1)]);
+    let input = BackwardInput { x: x.get(), y: y.map(Tensor::get), dy: dy.get(), gamma: None, statistics };
+    let output = Gradients {
+        dx: dx.map(|dx| dx.get_mut().into()),
+        dgamma: parameters.then_some(&mut dgamma[..]),
+        ..Gradients::default()
+    };
+    trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap())
+}
+
+/// Moments of a batch.
+fn batch(bn: &BatchNorm<f32>) -> Vec<Moments> {
+    let count = bn.shape().values_per_channel();
+    vec![Moments { count, mean: 1.0, m2: count as f64 }; bn.shape().channels()]
+}
+
 /// Backward through statistics of the batch: the sums, and what follows them.
 fn backward(bn: &BatchNorm<f32>, x: &Tensor, dy: &Tensor, dx: &mut Tensor) -> Vec<Event> {
-    let c = bn.shape().channels();
-    let n = bn.shape().values_per_channel();
-    let m = vec![Moments { count: n, mean: 1.0, m2: n as f64 }; c];
-    let (mut dgamma, mut ws) = (vec![0.0; c], vec![0; bn.workspace_best(Op::Backward, 1)]);
-    let statistics = Statistics::Batch(&m);
-    let input = BackwardInput { x: x.get(), y: None, dy: dy.get(), gamma: None, statistics };
-    let output = Gradients { dx: Some(dx.get_mut().into()), dgamma: Some(&mut dgamma), ..Gradients::default() };
-    trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap())
+    gradients(bn, [x, dy], None, Statistics::Batch(&batch(bn)), Some(dx), true)
 }
 
 /// The starts of vectors, of which the last one ends with the run.
@@ -216,12 +234,7 @@ fn sums_read_four_rows_in_lockstep() {
         // With y, which says where an activation let dy through, two and two.
         let bn = bn.with_activation(Activation::Relu).unwrap();
         let expected = of_rows(rows, width, 2, 1);
-        let m = vec![Moments { count: bn.shape().values_per_channel(), mean: 1.0, m2: 9.0 }; channels];
-        let (mut dgamma, mut ws) = (vec![0.0; channels], vec![0; bn.workspace_best(Op::Backward, 1)]);
-        let statistics = Statistics::Batch(&m);
-        let input = BackwardInput { x: x.get(), y: Some(y.get()), dy: dy.get(), gamma: None, statistics };
-        let output = Gradients { dgamma: Some(&mut dgamma), ..Gradients::default() };
-        let events = trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap());
+        let events = gradients(&bn, [&x, &dy], Some(&y), Statistics::Batch(&batch(&bn)), None, true);
         for (tensor, what) in [(&x, "x"), (&dy, "dy"), (&y, "y")] {
             assert_eq!(tensor.seen(&events, Kind::Read)[samples..], expected, "{what} of {bn:?}, with y");
         }
@@ -428,11 +441,9 @@ fn frozen_statistics_need_no_x() {
         let bn = plan(shape.unwrap());
         let (n, c) = (bn.shape().len(), bn.shape().channels());
         let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
-        let (mean, var, mut ws) = (vec![1.0; c], vec![4.0; c], vec![0; bn.workspace_best(Op::Backward, 1)]);
+        let (mean, var) = (vec![1.0; c], vec![4.0; c]);
         let statistics = Statistics::Running { mean: &mean, var: &var };
-        let input = BackwardInput { x: x.get(), y: None, dy: dy.get(), gamma: None, statistics };
-        let output = Gradients { dx: Some(dx.get_mut().into()), ..Gradients::default() };
-        let events = trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap());
+        let events = gradients(&bn, [&x, &dy], None, statistics, Some(&mut dx), false);
         assert_eq!(x.seen(&events, Kind::Read), [], "{bn:?}");
         let (reads, writes) = (dy.seen(&events, Kind::Read), dx.seen(&events, Kind::Write));
         // The last vector of a run is read before anything is written; where it is a whole one once more.
