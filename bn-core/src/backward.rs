@@ -813,6 +813,18 @@ impl<T: Element> Gradients<'_, T> {
     }
 }
 
+/// What some channels have, at most `M`; what stands behind them is anything.
+#[inline(always)]
+fn of_some<const M: usize>(of: &dyn OfChannel<f64>, channels: Channels) -> [f64; M] {
+    let mut some = [0.0; M];
+    if M == 1 {
+        some[0] = of.of(channels.first);
+    } else if let Some(some) = some.get_mut(..channels.end - channels.first) {
+        of.of_each(channels.first, some);
+    }
+    some
+}
+
 /// From sums about the pivot to sums about the mean, added up.
 pub(crate) struct SumSink<'a, P> {
     sums: Sums,
@@ -828,12 +840,25 @@ impl<P: Scalar> SumSink<'_, P> {
     ///
     /// Σ dy = Σ e + n·k;  Σ dy·(x − mean) = Σ e·(x − μ) − low·Σ e + k·Σ (x − mean)
     #[inline(always)]
-    fn about_mean(&self, channel: usize, [e, ed]: [f64; 2], d: Option<f64>, k: f64, count: u64) -> [f64; 3] {
-        let mean = self.op.centre.of(channel);
-        let low = mean - P::from_f64(mean).to_f64();
-        let n = count as f64;
-        let off = d.map_or_else(|| n * self.off.of(channel), |d| d - n * low);
-        [e + n * k, ed - low * e + k * off, off]
+    fn about_mean<const M: usize>(
+        &self,
+        channels: Channels,
+        [e, ed]: [&[f64; M]; 2],
+        d: Option<&[f64; M]>,
+        k: &[f64; M],
+        count: u64,
+    ) -> [[f64; M]; 3] {
+        let (mean, n) = (of_some::<M>(self.op.centre, channels), count as f64);
+        let off = if d.is_some() { [0.0; M] } else { of_some::<M>(self.off, channels) };
+        let mut about = [[0.0; M]; 3];
+        for i in 0..M {
+            let low = mean[i] - P::from_f64(mean[i]).to_f64();
+            let off = d.map_or_else(|| n * off[i], |d| d[i] - n * low);
+            about[0][i] = e[i] + n * k[i];
+            about[1][i] = ed[i] - low * e[i] + k[i] * off;
+            about[2][i] = off;
+        }
+        about
     }
 
     /// # Safety
@@ -850,8 +875,14 @@ impl<P: Scalar> SumSink<'_, P> {
 
 impl<P: Scalar> Sink<2, 2> for SumSink<'_, P> {
     #[inline(always)]
-    fn convert(&self, channel: usize, sums: [f64; 2], [k, _]: [f64; 2], count: u64) -> [f64; 2] {
-        let [dbeta, dot, _] = self.about_mean(channel, sums, None, k, count);
+    fn convert<const M: usize>(
+        &self,
+        channels: Channels,
+        [e, ed]: &[[f64; M]; 2],
+        [k, _]: &[[f64; M]; 2],
+        count: u64,
+    ) -> [[f64; M]; 2] {
+        let [dbeta, dot, _] = self.about_mean(channels, [e, ed], None, k, count);
         [dbeta, dot]
     }
     #[inline(always)]
@@ -863,8 +894,14 @@ impl<P: Scalar> Sink<2, 2> for SumSink<'_, P> {
 
 impl<P: Scalar> Sink<2, 3> for SumSink<'_, P> {
     #[inline(always)]
-    fn convert(&self, channel: usize, [e, ed, d]: [f64; 3], [k, _]: [f64; 2], count: u64) -> [f64; 3] {
-        self.about_mean(channel, [e, ed], self.op.measure.then_some(d), k, count)
+    fn convert<const M: usize>(
+        &self,
+        channels: Channels,
+        [e, ed, d]: &[[f64; M]; 3],
+        [k, _]: &[[f64; M]; 2],
+        count: u64,
+    ) -> [[f64; M]; 3] {
+        self.about_mean(channels, [e, ed], self.op.measure.then_some(d), k, count)
     }
     #[inline(always)]
     unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {

@@ -11,7 +11,7 @@ use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Emit, Place, nchw, nhwc, one_by_one, scalar};
+use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, column, nchw, nhwc, scalar};
 use crate::shape::{Shape, Stride};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -60,8 +60,14 @@ struct Need {
 
 /// What becomes of the results of cells.
 pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
-    /// From sums of `count` elements about the constants `k` to what cells are joined as.
-    fn convert(&self, channel: usize, sums: [f64; N], k: [f64; K], count: u64) -> [f64; N];
+    /// From sums of `count` elements of each of some channels, at most `M`, about the constants `k` to what cells are joined as.
+    fn convert<const M: usize>(
+        &self,
+        channels: Channels,
+        sums: &[[f64; M]; N],
+        k: &[[f64; M]; K],
+        count: u64,
+    ) -> [[f64; M]; N];
     /// Joins the result of the next cell of a channel, of `count` elements.
     ///
     /// # Safety
@@ -288,10 +294,16 @@ impl Engine {
             run.phase(width, tiles * cells, slot, &|task, scratch| {
                 let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
-                let mut emit = |c: usize, r: [f64; N], k: [f64; K]| {
-                    for (n, v) in sink.convert(c, one_by_one(&r), k, count).into_iter().enumerate() {
-                        // SAFETY: one task per cell and channel; within the partials.
-                        unsafe { *partials.at((g * channels + c - band.first) * N + n) = v };
+                let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
+                    let results = sink.convert(some, sums, k, count);
+                    for c in some.first..some.end {
+                        for n in 0..N {
+                            // SAFETY: one task per cell and channel; within the partials.
+                            unsafe {
+                                *partials.at((g * channels + c - band.first) * N + n) =
+                                    results[n][(c - some.first) % MOST_LANES];
+                            }
+                        }
                     }
                 };
                 dispatch(
@@ -325,9 +337,12 @@ impl Engine {
             run.phase(width, tiles, slot, &|task, scratch| {
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
-                    // SAFETY: this task has these channels to itself.
-                    let mut emit = |c: usize, r: [f64; N], k: [f64; K]| unsafe {
-                        sink.join(c, sink.convert(c, one_by_one(&r), k, count), count);
+                    let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
+                        let results = sink.convert(some, sums, k, count);
+                        for c in some.first..some.end {
+                            // SAFETY: this task has these channels to itself.
+                            unsafe { sink.join(c, column(&results, (c - some.first) % MOST_LANES), count) };
+                        }
                     };
                     let (channels, emit) = (of_tile(task), &mut emit as _);
                     dispatch(
@@ -425,7 +440,11 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
     state: &scalar::Numbers<S, K, N>,
 ) {
     // SAFETY: by the caller.
-    unsafe { sink.join(channel, sink.convert(channel, state.result, state.k, count), count) };
+    unsafe {
+        let one = Channels { first: channel, end: channel + 1 };
+        let results = sink.convert(one, &state.result.map(|r| [r]), &state.k.map(|k| [k]), count);
+        sink.join(channel, column(&results, 0), count);
+    }
 }
 
 struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {

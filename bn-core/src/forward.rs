@@ -9,7 +9,7 @@ use crate::kernel::Coefficients;
 use crate::kernel::constants::{GROUP, Source, each, entries};
 use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
 use crate::lanes::{Base, Lanes};
-use crate::layout::Place;
+use crate::layout::{Channels, Place};
 use crate::moments::Moments;
 use crate::shape::Operand;
 
@@ -263,8 +263,8 @@ pub(crate) struct MomentSink {
 
 impl Sink<1, 2> for MomentSink {
     #[inline(always)]
-    fn convert(&self, _: usize, sums: [f64; 2], _: [f64; 1], _: u64) -> [f64; 2] {
-        sums
+    fn convert<const M: usize>(&self, _: Channels, sums: &[[f64; M]; 2], _: &[[f64; M]; 1], _: u64) -> [[f64; M]; 2] {
+        *sums
     }
     #[inline(always)]
     unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {

@@ -23,6 +23,7 @@ use crate::activation::{Rectifier, Rectify};
 use crate::double::{is_below, is_finite};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
+use crate::layout::MOST_LANES;
 
 /// Σ e and Σ e·(x − μ), relative to the pivot. `UNDO`: y is read in the place of x, and what the activation did undone.
 /// (One kernel for both, with an inverse that does nothing, was a third slower in cache.)
@@ -78,6 +79,16 @@ macro_rules! reduction {
             #[inline(always)]
             fn constant(&self, channel: usize, _: usize) -> E::Compute {
                 E::Compute::from_f64(self.centre.of(channel))
+            }
+            #[inline(always)]
+            fn constants(&self, first: usize, _: usize, to: &mut [E::Compute]) {
+                let mut mean = [0.0; MOST_LANES];
+                if let Some(mean) = mean.get_mut(..to.len()) {
+                    self.centre.of_each(first, mean);
+                }
+                for (to, &mean) in to.iter_mut().zip(&mean) {
+                    *to = E::Compute::from_f64(mean);
+                }
             }
             #[inline(always)]
             fn zero_at_pivot(&self) -> bool {

@@ -17,7 +17,7 @@ pub(crate) mod normalize;
 
 use crate::double::{exceeds, is_below, is_nan, is_zero};
 use crate::element::Element;
-use crate::lanes::{Real, Scalar};
+use crate::lanes::{Base, Lanes, Real, Scalar};
 use constants::GROUP;
 
 /// Sums over a channel: `I` inputs, `J` values of each element that are summed from, `K` constants
@@ -45,6 +45,8 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn addends<R: Real>(v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
+    /// The same of neighbouring channels from `first` on, at most [`MOST_LANES`].
+    fn constants(&self, first: usize, which: usize, to: &mut [E::Compute]);
     /// Whether an element that equals the pivot adds 0 to every sum.
     fn zero_at_pivot(&self) -> bool;
     /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.
@@ -60,12 +62,22 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
 /// What a channel has of something.
 pub(crate) trait OfChannel<R>: Sync {
     fn of(&self, channel: usize) -> R;
+    /// What neighbouring channels have, from `first` on: one call instead of one for each. Nothing on bare metal, whose walk
+    /// takes channels one by one.
+    fn of_each(&self, first: usize, to: &mut [R]);
 }
 
 impl<R, F: Fn(usize) -> R + Sync> OfChannel<R> for F {
     #[inline(always)]
     fn of(&self, channel: usize) -> R {
         self(channel)
+    }
+    fn of_each(&self, first: usize, to: &mut [R]) {
+        if !Base::SINGLE {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = self(first + i);
+            }
+        }
     }
 }
 

@@ -52,6 +52,8 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         E::Compute::ZERO
     }
     #[inline(always)]
+    fn constants(&self, _: usize, _: usize, _: &mut [E::Compute]) {}
+    #[inline(always)]
     fn zero_at_pivot(&self) -> bool {
         true
     }

@@ -71,17 +71,28 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             }
         }
     }
-    for c in 0..width {
-        let mut k = [Compute::<E>::ZERO; K];
-        for (i, k) in k.iter_mut().enumerate().skip(1) {
-            *k = op.constant(channels.first + c, i);
+    let mut c = 0;
+    while c < width {
+        let mut some = [[Compute::<E>::ZERO; MOST_LANES]; K];
+        let end = width.min(c + MOST_LANES);
+        for i in 1..K {
+            if let Some(some) = some[i].get_mut(..end - c) {
+                op.constants(channels.first + c, i, some);
+            }
         }
-        if op.pivots() {
-            // SAFETY: samples are taken inside the geometry, which the places hold.
-            k[0] = unsafe { pivot(lanes, op, from, channels.first + c, &samples) };
+        for l in 0..(end - c).min(MOST_LANES) {
+            let mut k = [Compute::<E>::ZERO; K];
+            for i in 1..K {
+                k[i] = some[i][l];
+            }
+            if op.pivots() {
+                // SAFETY: samples are taken inside the geometry, which the places hold.
+                k[0] = unsafe { pivot(lanes, op, from, channels.first + c + l, &samples) };
+            }
+            // SAFETY: c + l < width, the length of the constants.
+            unsafe { *constants.add(c + l) = k };
         }
-        // SAFETY: c < width, the length of the constants.
-        unsafe { *constants.add(c) = k };
+        c = end;
     }
 
     // The first piece, which may be the only one: to work it out took as long as to sum a small plane.
@@ -176,16 +187,28 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             break;
         }
     }
-    for c in 0..width {
-        // SAFETY: c < width, the length of both.
-        let (sums, k) = unsafe { (*results.add(c), (*constants.add(c)).map(|k| k.to_f64())) };
-        let result = if op.good(&sums, n as f64) {
-            R::settle(k, sums, per_n)
-        } else {
-            // SAFETY: the cell is inside the geometry.
-            unsafe { again(op, geo, from, channels.first + c, g, k, per_n) }
-        };
-        emit.emit(channels.first + c, result, k);
+    let mut c = 0;
+    while c < width {
+        let some = Channels { first: channels.first + c, end: channels.end.min(channels.first + c + MOST_LANES) };
+        let (mut all, mut all_k) = ([[0.0; MOST_LANES]; N], [[0.0; MOST_LANES]; K]);
+        for l in 0..(some.end - some.first).min(MOST_LANES) {
+            // SAFETY: c + l < width, the length of both.
+            let (sums, k) = unsafe { (*results.add(c + l), (*constants.add(c + l)).map(|k| k.to_f64())) };
+            let result = if op.good(&sums, n as f64) {
+                R::settle(k, sums, per_n)
+            } else {
+                // SAFETY: the cell is inside the geometry.
+                unsafe { again(op, geo, from, some.first + l, g, k, per_n) }
+            };
+            for n in 0..N {
+                all[n][l] = result[n];
+            }
+            for i in 0..K {
+                all_k[i][l] = k[i];
+            }
+        }
+        emit.emit(some, &all, &all_k);
+        c += MOST_LANES;
     }
 }
 

@@ -9,8 +9,8 @@
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::run::{Constants, Elements, MapRun, Order, lead};
 use super::{
-    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, load_all, load_table,
-    staged, values_in_f64, words_for,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Several, Vec, add, column, load_all,
+    load_table, staged, values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
@@ -88,12 +88,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let seg = Segment::new(geo, channels, lanes_of);
     let (count, slots) = (channels.end - channels.first, seg.groups * lanes_of);
     let mut carve = Carve::new(scratch);
-    let t = Table::<E, K, N> {
-        results: carve.take(N * slots),
-        records: carve.take((K + 2 * N) * slots),
-        slots,
-        lanes: lanes_of,
-    };
+    let t = Table::<E, K, N> { results: carve.take(N * slots), records: carve.take((K + 2 * N) * slots), slots };
     let staged = staged(from);
     let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
@@ -101,10 +96,16 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     // SAFETY: slots and elements are those of the table; rows are inside the geometry, groups inside
     // the segment.
     unsafe {
-        for c in 0..count {
+        let mut c = 0;
+        while K > 1 && c < count {
+            let (mut some, end) = ([Compute::<E>::ZERO; MOST_LANES], count.min(c + MOST_LANES));
             for i in 1..K {
-                t.set_constant(geo, seg, c, i, op.constant(channels.first + c, i));
+                if let Some(some) = some.get_mut(..end - c) {
+                    op.constants(channels.first + c, i, some);
+                }
+                t.set_constants(geo, seg, (c, end), i, &some);
             }
+            c = end;
         }
         let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
         let sampled = op.pivots() && visits.0 < visits.1;
@@ -172,10 +173,12 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             if geo.rest_of(g) > 0 {
                 let mut c = 0;
                 while c < count {
-                    let (group, k, mut sums) = t.group(geo, seg, channels, c);
-                    add_rows(op, geo, from, group, (geo.folded * geo.fold, geo.rest), &k, &mut sums);
-                    t.set_sums(c, count, &sums);
-                    c += MOST_LANES;
+                    let end = count.min(c + MOST_LANES);
+                    let some = Channels { first: channels.first + c, end: channels.first + end };
+                    let (k, mut sums) = t.several(geo, seg, (c, end));
+                    add_rows(op, geo, from, some, (geo.folded * geo.fold, geo.rest), &k, &mut sums);
+                    t.set_sums((c, end), &sums);
+                    c = end;
                 }
             }
             good = true;
@@ -206,26 +209,26 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let per_n = 1.0 / n;
     let mut c = 0;
     while c < count {
-        // SAFETY: the cell is inside the geometry.
-        let (group, mut k, mut sums) = unsafe { t.group(geo, seg, channels, c) };
+        let some = Channels { first: channels.first + c, end: channels.end.min(channels.first + c + MOST_LANES) };
+        // SAFETY: channels of the segment.
+        let (mut k, mut sums) = unsafe { t.several(geo, seg, (c, c + some.end - some.first)) };
         if !good {
             let mut good = [true; MOST_LANES];
-            for l in 0..(group.end - group.first).min(MOST_LANES) {
-                good[l] = op.good(&sums[l], n);
+            for l in 0..(some.end - some.first).min(MOST_LANES) {
+                good[l] = op.good(&column(&sums, l), n);
             }
             if good.contains(&false) {
-                // SAFETY: as above.
-                let exact = unsafe { again(op, geo, from, group, g, &k, &good) };
-                for l in 0..MOST_LANES {
-                    if !good[l] {
-                        (k[l], sums[l]) = exact[l];
-                    }
-                }
+                // SAFETY: the cell is inside the geometry.
+                unsafe { again(op, geo, from, some, g, &mut k, &mut sums, &good) };
             }
         }
-        for l in 0..(group.end - group.first).min(MOST_LANES) {
-            emit.emit(group.first + l, R::settle(k[l], sums[l], per_n), k[l]);
+        for l in 0..MOST_LANES {
+            let settled = R::settle(column(&k, l), column(&sums, l), per_n);
+            for n in 0..N {
+                sums[n][l] = settled[n];
+            }
         }
+        emit.emit(some, &sums, &k);
         c += MOST_LANES;
     }
 }
@@ -237,29 +240,29 @@ struct Table<E: Element, const K: usize, const N: usize> {
     results: *mut f64,
     records: *mut Compute<E>,
     slots: usize,
-    lanes: usize,
 }
 
 impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
+    const LANES: usize = Compute::<E>::LANES;
     /// Scalars of a record, per lane.
     const ROWS: usize = K + N;
 
     /// Constant `i` of vector `j`.
     #[inline(always)]
     fn constant(&self, j: usize, i: usize) -> *mut Compute<E> {
-        self.records.wrapping_add((j * Self::ROWS + i) * self.lanes)
+        self.records.wrapping_add((j * Self::ROWS + i) * Self::LANES)
     }
 
     /// The second-level sums of vector `j`: they follow all records.
     #[inline(always)]
     fn second(&self, j: usize) -> *mut Compute<E> {
-        self.records.wrapping_add(Self::ROWS * self.slots + j * N * self.lanes)
+        self.records.wrapping_add(Self::ROWS * self.slots + j * N * Self::LANES)
     }
 
     /// Constant `i` in a slot.
     #[inline(always)]
     fn of_slot(&self, slot: usize, i: usize) -> *mut Compute<E> {
-        self.constant(slot / self.lanes.max(1), i).wrapping_add(slot % self.lanes.max(1))
+        self.constant(slot / Self::LANES, i).wrapping_add(slot % Self::LANES)
     }
 
     /// The constants of element `e`.
@@ -271,7 +274,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         let mut k = [Compute::<E>::ZERO; K];
         for i in 0..K {
             // SAFETY: the slot of an element of the segment.
-            k[i] = unsafe { *self.of_slot(seg.slot(e, self.lanes), i) };
+            k[i] = unsafe { *self.of_slot(seg.slot(e, Self::LANES), i) };
         }
         k
     }
@@ -288,10 +291,10 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
                 // SAFETY: the slots of an element of the segment: it may be in the last vector and in
                 // the one before.
                 unsafe {
-                    if a + self.lanes >= seg.width {
+                    if a + Self::LANES >= seg.width {
                         *self.of_slot(a + self.slots - seg.width, i) = k;
                     }
-                    *self.of_slot(seg.slot(a, self.lanes), i) = k;
+                    *self.of_slot(seg.slot(a, Self::LANES), i) = k;
                 }
             }
             e += geo.channels * geo.adjacent;
@@ -309,9 +312,9 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
             // SAFETY: slots of elements of the segment; none is written before it is read.
             unsafe {
                 if seg.width == count {
-                    let whole = seg.width / self.lanes.max(1) * self.lanes;
+                    let whole = seg.width / Self::LANES * Self::LANES;
                     for e in whole..seg.width {
-                        *results.add(e) = *results.add(seg.slot(e, self.lanes));
+                        *results.add(e) = *results.add(seg.slot(e, Self::LANES));
                     }
                     continue;
                 }
@@ -319,7 +322,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
                     let (mut e, mut sum) = (c * geo.adjacent, 0.0);
                     while e < seg.width {
                         for a in e..e + geo.adjacent {
-                            sum += *results.add(seg.slot(a, self.lanes));
+                            sum += *results.add(seg.slot(a, Self::LANES));
                         }
                         e += geo.channels * geo.adjacent;
                     }
@@ -343,41 +346,85 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         sums
     }
 
-    /// Constants and sums of at most [`MOST_LANES`] channels of the segment, from `c` on.
+    /// Constants and sums of channels `c..end` of the segment, at most [`MOST_LANES`], after [`Table::gather`].
     ///
     /// # Safety
     /// The table is that of the segment.
     #[inline(always)]
-    unsafe fn group(
+    unsafe fn several(&self, geo: &Rows, seg: Segment, (c, end): (usize, usize)) -> ([Several; K], [Several; N]) {
+        let (mut k, mut sums) = ([[0.0; MOST_LANES]; K], [[0.0; MOST_LANES]; N]);
+        // SAFETY: channels of the segment.
+        unsafe {
+            if self.fill_vectors(geo, seg, (c, end)) {
+                for n in 0..N {
+                    sums[n] = *self.results.add(n * self.slots + c).cast();
+                }
+                for i in 0..K {
+                    for l in 0..MOST_LANES {
+                        k[i][l] = (*self.constant((c + l) / Self::LANES, i).add(l % Self::LANES)).to_f64();
+                    }
+                }
+                return (k, sums);
+            }
+            for l in 0..(end - c).min(MOST_LANES) {
+                let (k_of, sums_of) = (self.constants(seg, (c + l) * geo.adjacent), self.sums(c + l));
+                for i in 0..K {
+                    k[i][l] = k_of[i].to_f64();
+                }
+                for n in 0..N {
+                    sums[n][l] = sums_of[n];
+                }
+            }
+        }
+        (k, sums)
+    }
+
+    /// Whether channels `c..end` are [`MOST_LANES`] with an element each in vectors of their own.
+    #[inline(always)]
+    fn fill_vectors(&self, geo: &Rows, seg: Segment, (c, end): (usize, usize)) -> bool {
+        geo.adjacent == 1 && end - c == MOST_LANES && seg.slot(end - 1, Self::LANES) == end - 1
+    }
+
+    /// Sets constant `i` of channels `c..end` of the segment.
+    ///
+    /// # Safety
+    /// The table is that of the segment.
+    #[inline(always)]
+    unsafe fn set_constants(
         &self,
         geo: &Rows,
         seg: Segment,
-        channels: Channels,
-        c: usize,
-    ) -> (Channels, [[f64; K]; MOST_LANES], [[f64; N]; MOST_LANES]) {
-        let first = channels.first + c;
-        let group = Channels { first, end: channels.end.min(first + MOST_LANES) };
-        let (mut k, mut sums) = ([[0.0; K]; MOST_LANES], [[0.0; N]; MOST_LANES]);
-        for l in 0..(group.end - first).min(MOST_LANES) {
-            // SAFETY: a channel of the segment.
-            unsafe {
-                k[l] = self.constants(seg, (c + l) * geo.adjacent).map(|k| k.to_f64());
-                sums[l] = self.sums(c + l);
+        (c, end): (usize, usize),
+        i: usize,
+        k: &[Compute<E>; MOST_LANES],
+    ) {
+        // Nor in others.
+        if self.fill_vectors(geo, seg, (c, end))
+            && (seg.width == self.slots || end + Self::LANES <= seg.width)
+            && geo.fold == 1
+        {
+            for l in 0..MOST_LANES {
+                // SAFETY: by the caller.
+                unsafe { *self.constant((c + l) / Self::LANES, i).add(l % Self::LANES) = k[l] };
             }
+            return;
         }
-        (group, k, sums)
+        for l in 0..(end - c).min(MOST_LANES) {
+            // SAFETY: by the caller.
+            unsafe { self.set_constant(geo, seg, c + l, i, k[l]) };
+        }
     }
 
-    /// Writes the sums of a group back.
+    /// Writes the sums of channels `c..end` back.
     ///
     /// # Safety
     /// The table is that of the segment.
     #[inline(always)]
-    unsafe fn set_sums(&self, c: usize, count: usize, sums: &[[f64; N]; MOST_LANES]) {
-        for l in 0..(count - c).min(MOST_LANES) {
+    unsafe fn set_sums(&self, (c, end): (usize, usize), sums: &[Several; N]) {
+        for l in 0..(end - c).min(MOST_LANES) {
             for n in 0..N {
                 // SAFETY: a channel of the segment.
-                unsafe { *self.results.add(n * self.slots + c + l) = sums[l][n] };
+                unsafe { *self.results.add(n * self.slots + c + l) = sums[n][l] };
             }
         }
     }
@@ -780,8 +827,8 @@ unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N
     from: &[Place<E>; I],
     channels: Channels,
     rows: (usize, usize),
-    k: &[[f64; K]; MOST_LANES],
-    sums: &mut [[f64; N]; MOST_LANES],
+    k: &[Several; K],
+    sums: &mut [Several; N],
 ) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
@@ -789,9 +836,9 @@ unsafe fn add_rows<E, R, const I: usize, const J: usize, const K: usize, const N
     // SAFETY: by the caller.
     unsafe {
         for_each(op, geo, from, channels, rows, |l, x| {
-            let a = R::addends(x, k[l % MOST_LANES]);
+            let a = R::addends(x, column(k, l % MOST_LANES));
             for n in 0..N {
-                sums[l % MOST_LANES][n] += a[n];
+                sums[n][l % MOST_LANES] += a[n];
             }
         });
     }
@@ -809,7 +856,7 @@ unsafe fn compare_rows<E, R, const I: usize, const J: usize, const K: usize, con
     from: &[Place<E>; I],
     channels: Channels,
     rows: (usize, usize),
-    k: &[[f64; K]; MOST_LANES],
+    k: &[Several; K],
     same: &mut [bool; MOST_LANES],
 ) -> bool
 where
@@ -819,14 +866,14 @@ where
     // SAFETY: by the caller.
     unsafe {
         for_each(op, geo, from, channels, rows, |l, x| {
-            same[l % MOST_LANES] &= x[R::PIVOT_OF] == k[l % MOST_LANES][0];
+            same[l % MOST_LANES] &= x[R::PIVOT_OF] == k[0][l % MOST_LANES];
         });
     }
     same.contains(&true)
 }
 
-/// A cell of some channels, at most [`MOST_LANES`], again, in f64: better constants, and sums about
-/// them.
+/// A cell of some channels, at most [`MOST_LANES`], again, in f64: better constants, and sums about them, of those that are
+/// not good.
 ///
 /// # Safety
 /// The places are valid for reading all rows of the geometry.
@@ -838,64 +885,73 @@ unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: u
     from: &[Place<E>; I],
     channels: Channels,
     g: usize,
-    k: &[[f64; K]; MOST_LANES],
+    k: &mut [Several; K],
+    sums: &mut [Several; N],
     good: &[bool; MOST_LANES],
-) -> [([f64; K], [f64; N]); MOST_LANES]
-where
+) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
     let (v0, v1) = geo.cell_visits(g);
     let rest = (geo.folded * geo.fold, geo.rest_of(g));
     let per_n = 1.0 / geo.count(g) as f64;
-    let mut all = [([0.0; K], [0.0; N]); MOST_LANES];
-    let mut k = *k;
     // Constant channels are frequent (dead ones, say), and found faster than summed.
     let mut same = good.map(|good| !good && op.zero_at_pivot());
     // SAFETY: rows of the cell.
-    let mut left = unsafe { compare_rows(op, geo, from, channels, rest, &k, &mut same) };
+    let mut left = unsafe { compare_rows(op, geo, from, channels, rest, k, &mut same) };
     for v in v0..v1 {
         let visit = geo.visits.get(v);
         for i in 0..visit.count {
             if left {
                 let rows = (visit.item(i) * geo.fold, geo.fold);
                 // SAFETY: as above.
-                left = unsafe { compare_rows(op, geo, from, channels, rows, &k, &mut same) };
+                left = unsafe { compare_rows(op, geo, from, channels, rows, k, &mut same) };
             }
         }
     }
     let mut done = true;
     for l in 0..MOST_LANES {
         done &= good[l] || same[l];
-        all[l].0 = k[l];
+        // Those keep a sum of 0, whichever channels they are done with: beside an infinite value of x it would be 0·∞.
+        for n in 0..N {
+            sums[n][l] = if same[l] { 0.0 } else { sums[n][l] };
+        }
     }
     if done {
-        return all;
+        return;
     }
+    let mut centre = *k;
     for pass in 0..R::PASSES {
-        let mut sums = [[0.0; N]; MOST_LANES];
+        let mut exact = [[0.0; MOST_LANES]; N];
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for i in 0..visit.count {
+                let rows = (visit.item(i) * geo.fold, geo.fold);
                 // SAFETY: as above.
-                unsafe { add_rows(op, geo, from, channels, (visit.item(i) * geo.fold, geo.fold), &k, &mut sums) };
+                unsafe { add_rows(op, geo, from, channels, rows, &centre, &mut exact) };
             }
         }
         // SAFETY: as above.
-        unsafe { add_rows(op, geo, from, channels, rest, &k, &mut sums) };
+        unsafe { add_rows(op, geo, from, channels, rest, &centre, &mut exact) };
         for l in 0..MOST_LANES {
-            // Those keep their 0, whichever channels they are done with: beside an infinite value of x the sum
-            // would be 0·∞.
-            if same[l] {
+            if good[l] || same[l] {
                 continue;
             }
-            all[l] = (k[l], sums[l]);
+            let (k_of, sums_of) = (column(&centre, l), column(&exact, l));
+            for i in 0..K {
+                k[i][l] = k_of[i];
+            }
+            for n in 0..N {
+                sums[n][l] = sums_of[n];
+            }
             if pass + 1 < R::PASSES {
-                k[l] = R::recentre(k[l], sums[l], per_n);
+                let better = R::recentre(k_of, sums_of, per_n);
+                for i in 0..K {
+                    centre[i][l] = better[i];
+                }
             }
         }
     }
-    all
 }
 
 /// Elements from one constant to the next. The table goes on for one vector more, from its start, for
