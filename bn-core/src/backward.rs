@@ -2,6 +2,7 @@
 
 use crate::activation::Activation;
 use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, entry, length_of};
+use crate::dispatch::{Task, dispatch};
 use crate::double::{is_below, is_zero, sqrt};
 use crate::element::Element;
 use crate::engine::Sink;
@@ -10,9 +11,9 @@ use crate::exec::{Failed, Run, Shared};
 use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
 use crate::kernel::backward_sums::GradientSums;
-use crate::kernel::constants::{GROUP, Source, each, entries};
+use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make};
 use crate::kernel::factor_is_safe;
-use crate::kernel::normalize::{inverse_std, scales};
+use crate::kernel::normalize::{inverse_std, inverse_stds, scales};
 use crate::kernel::{Coefficients, OfChannel};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::Channels;
@@ -397,6 +398,18 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
+    /// The same of [`GROUP`] channels from `first` on.
+    #[inline(always)]
+    fn variances(&self, statistics: &Statistics<'_, T::Param>, first: usize) -> Group {
+        if let Statistics::Batch(m) = *statistics
+            && let Some(m) = m.get(first..).and_then(<[Moments]>::first_chunk::<GROUP>)
+        {
+            let (m2, n) = (each(|i| m[i].m2), each(|i| m[i].count as f64));
+            return each(|i| if n[i] == 0.0 { 0.0 } else { m2[i] / n[i] });
+        }
+        each(|i| self.variance(statistics, first + i))
+    }
+
     /// Values that the statistics are of.
     fn count(&self, statistics: &Statistics<'_, T::Param>, c: usize) -> u64 {
         match statistics {
@@ -593,27 +606,12 @@ impl<T: Element> BatchNorm<T> {
     #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn parameters_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
         let &Part { view, band, sums, output } = part;
-        let own = sums.words == SUM_WORDS;
-        if !own && !output.dgamma.is_some() && !output.dbeta.is_some() {
+        if sums.words != SUM_WORDS && !output.dgamma.is_some() && !output.dbeta.is_some() {
             return Ok(());
         }
-        self.engine.per_channel(band, run, &|some| {
-            for c in some.first..some.end {
-                // SAFETY: all have an entry per channel; this task has these channels to itself.
-                unsafe {
-                    if own {
-                        self.reduce(view, sums, c);
-                    }
-                    let (sums, _) = sums.of(c);
-                    if output.dgamma.is_some() {
-                        let inverse = inverse_std(self.variance(view.statistics, c), self.epsilon);
-                        *output.dgamma.at(c) = Scalar::from_f64(sums.dot * inverse);
-                    }
-                    if output.dbeta.is_some() {
-                        *output.dbeta.at(c) = Scalar::from_f64(sums.dbeta);
-                    }
-                }
-            }
+        self.engine.per_channel(band, run, &|channels| {
+            let task = Parameters { bn: self, view, sums, output, channels };
+            if Base::SINGLE { task.run(Base::BASE) } else { dispatch(self.engine.isa, task) }
         })
     }
 
@@ -716,6 +714,55 @@ fn keep_zeros(run: &mut Run<'_>, words: usize) -> Result<Shared<u64>, Failed> {
     Ok(kept)
 }
 
+/// Finishes the sums of some channels, if they were made here, and writes dgamma and dbeta.
+struct Parameters<'a, T: Element> {
+    bn: &'a BatchNorm<T>,
+    view: &'a View<'a, T>,
+    sums: Sums,
+    output: &'a Targets<T>,
+    channels: Channels,
+}
+
+impl<T: Element> Task for Parameters<'_, T> {
+    type Element = T;
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Parameters { bn, view, sums, output, channels } = self;
+        let mut c = channels.first;
+        while c < channels.end {
+            let count = (channels.end - c).min(const { if Base::SINGLE { 1 } else { GROUP } });
+            // SAFETY: all have an entry per channel; this task has these channels to itself.
+            unsafe {
+                if sums.words == SUM_WORDS {
+                    for i in 0..count {
+                        bn.reduce(view, sums, c + i);
+                    }
+                }
+                if output.dgamma.is_some() {
+                    if count == GROUP {
+                        let inverse = inverse_stds(lanes, &bn.variances(view.statistics, c), bn.epsilon);
+                        for i in 0..GROUP {
+                            *output.dgamma.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dot * inverse[i]);
+                        }
+                    } else {
+                        for i in 0..count {
+                            let inverse = inverse_std(bn.variance(view.statistics, c + i), bn.epsilon);
+                            *output.dgamma.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dot * inverse);
+                        }
+                    }
+                }
+                if output.dbeta.is_some() {
+                    for i in 0..count {
+                        *output.dbeta.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dbeta);
+                    }
+                }
+            }
+            c += count;
+        }
+    }
+}
+
 /// What the constants of a channel are made from: its sums, which nothing writes any more.
 struct OfPart<'a, T: Element> {
     bn: &'a BatchNorm<T>,
@@ -728,9 +775,16 @@ impl<T: Element> Source<T::Param, 5> for OfPart<'_, T> {
         self.bn.apply_coefficients(self.part.view, unsafe { self.part.sums.of(c) }, c)
     }
     fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 5]) -> bool {
+        make(self.bn.engine.isa, self, first, to)
+    }
+}
+
+impl<T: Element> Maker<T::Param, 5> for OfPart<'_, T> {
+    #[inline(always)]
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[T::Param; GROUP]; 5]) -> bool {
         let (view, sums) = (self.part.view, self.part.sums);
         let moments = match *view.statistics {
-            Statistics::Batch(moments) if !Base::SINGLE && view.output.is_none() => moments,
+            Statistics::Batch(moments) if view.output.is_none() => moments,
             _ => return false,
         };
         let Some(m) = moments.get(first..).and_then(<[Moments]>::first_chunk::<GROUP>) else { return false };
@@ -748,7 +802,7 @@ impl<T: Element> Source<T::Param, 5> for OfPart<'_, T> {
             dbeta,
             dot,
         };
-        constants_of_group(to, &parts, self.bn.epsilon)
+        constants_of_group(lanes, to, &parts, self.bn.epsilon)
     }
 }
 
@@ -765,12 +819,19 @@ impl<T: Element> Source<T::Param, 1> for Frozen<'_, T> {
         Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe: factor_is_safe::<T::Param>(s) }
     }
     fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 1]) -> bool {
+        make(self.bn.engine.isa, self, first, to)
+    }
+}
+
+impl<T: Element> Maker<T::Param, 1> for Frozen<'_, T> {
+    #[inline(always)]
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[T::Param; GROUP]; 1]) -> bool {
         let var = match *self.view.statistics {
-            Statistics::Running { var, .. } if !Base::SINGLE && self.scaled => var,
+            Statistics::Running { var, .. } if self.scaled => var,
             _ => return false,
         };
         let (var, gamma) = (entries(Some(var), first, 0.0), entries(self.view.gamma, first, 1.0));
-        scales_of_group(to, &scales(&each(|i| sqrt(var[i] + self.bn.epsilon)), &gamma))
+        scales_of_group(to, &scales(&lanes.roots(each(|i| var[i] + self.bn.epsilon)), &gamma))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Element types: how they are stored, and what the kernels calculate in.
 
+use crate::dispatch::Shells;
 use crate::lanes::{Lanes, Scalar, Vector};
 
 /// A type of tensor elements: `f32`, `f64`, and with feature `half` `half::f16` and `half::bf16`.
@@ -12,7 +13,7 @@ pub trait Element: sealed::Storage<Compute = Self::Param> + sealed::Stages + byt
 }
 
 /// A type of parameters: `f32` or `f64`. This trait is sealed.
-pub trait Param: Scalar + core::fmt::Debug + Default + sealed::Sealed {}
+pub trait Param: Scalar + Shells + core::fmt::Debug + Default + sealed::Sealed {}
 
 impl Param for f32 {}
 impl Param for f64 {}

@@ -5,10 +5,11 @@ use crate::element::{Element, Param};
 use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Failed, Run, Shared};
+use crate::isa::Isa;
 use crate::kernel::Coefficients;
-use crate::kernel::constants::{GROUP, Source, each, entries};
+use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
 use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
-use crate::lanes::{Base, Lanes};
+use crate::lanes::Lanes;
 use crate::layout::{Channels, Place};
 use crate::moments::Moments;
 use crate::shape::Operand;
@@ -197,7 +198,8 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let coefficients = Batch { moments: Shared(moments.cast_mut()), affine, epsilon: self.epsilon };
+        let (moments, epsilon, isa) = (Shared(moments.cast_mut()), self.epsilon, self.engine.isa);
+        let coefficients = Batch { moments, affine, epsilon, isa };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &coefficients, y, run) }
     }
@@ -231,6 +233,7 @@ struct Batch<'a, P> {
     moments: Shared<Moments>,
     affine: Affine<'a, P>,
     epsilon: f64,
+    isa: Isa,
 }
 
 impl<P: Param> Source<P, 3> for Batch<'_, P> {
@@ -241,17 +244,21 @@ impl<P: Param> Source<P, 3> for Batch<'_, P> {
         split::<P>(m.mean, scale, self.affine.beta(c), Some(m.m2))
     }
     fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
-        if Base::SINGLE {
-            return false;
-        }
-        // SAFETY: as above.
+        make(self.isa, self, first, to)
+    }
+}
+
+impl<P: Param> Maker<P, 3> for Batch<'_, P> {
+    #[inline(always)]
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+        // SAFETY: an entry per channel; nothing writes them meanwhile.
         let m = unsafe { &*self.moments.at(first).cast::<[Moments; GROUP]>() };
         let (mean, m2) = (each(|i| m[i].mean), each(|i| m[i].m2));
         let n = each(|i| m[i].count as f64);
         // Calls ask for one value at least: of none these would not be the constants.
         let v = each(|i| m2[i] / n[i] + self.epsilon);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
-        split_group(to, &mean, &v, &gamma, &beta, Some(&m2))
+        split_group(lanes, to, &mean, &v, &gamma, &beta, Some(&m2))
     }
 }
 

@@ -4,10 +4,11 @@ use crate::batch_norm::{Affine, BatchNorm, Op, Output, entry};
 use crate::element::{Element, Param};
 use crate::error::Error;
 use crate::exec::{Failed, Run};
+use crate::isa::Isa;
 use crate::kernel::Coefficients;
-use crate::kernel::constants::{GROUP, Source, each, entries};
+use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
 use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
-use crate::lanes::{Base, Lanes};
+use crate::lanes::Lanes;
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
 
@@ -98,7 +99,13 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_inference(&[], &affine, running_mean, running_var, usize::MAX)?;
         self.check(&[], &[("prepared", prepared.len())], 0, 0)?;
-        let k = Running { affine: &affine, mean: running_mean, var: running_var, epsilon: self.epsilon };
+        let k = Running {
+            affine: &affine,
+            mean: running_mean,
+            var: running_var,
+            epsilon: self.epsilon,
+            isa: self.engine.isa,
+        };
         if let Some(channel) = (0..prepared.len()).find(|&c| !k.of(c).safe) {
             return Err(Error::Unpreparable { channel });
         }
@@ -163,7 +170,7 @@ impl<T: Element> BatchNorm<T> {
         y: *mut T,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let k = Running { affine, mean: running_mean, var: running_var, epsilon: self.epsilon };
+        let k = Running { affine, mean: running_mean, var: running_var, epsilon: self.epsilon, isa: self.engine.isa };
         // SAFETY: by the caller.
         unsafe { self.map_forward(x, residual, &k, y, run) }
     }
@@ -214,6 +221,7 @@ struct Running<'a, P> {
     mean: &'a [P],
     var: &'a [P],
     epsilon: f64,
+    isa: Isa,
 }
 
 impl<P: Param> Source<P, 3> for Running<'_, P> {
@@ -222,13 +230,17 @@ impl<P: Param> Source<P, 3> for Running<'_, P> {
         split::<P>(entry(Some(self.mean), c, 0.0), scale, self.affine.beta(c), None)
     }
     fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
-        if Base::SINGLE {
-            return false;
-        }
+        make(self.isa, self, first, to)
+    }
+}
+
+impl<P: Param> Maker<P, 3> for Running<'_, P> {
+    #[inline(always)]
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
         let var = entries(Some(self.var), first, 1.0);
         let mean = entries(Some(self.mean), first, 0.0);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
-        split_group(to, &mean, &each(|i| var[i] + self.epsilon), &gamma, &beta, None)
+        split_group(lanes, to, &mean, &each(|i| var[i] + self.epsilon), &gamma, &beta, None)
     }
 }
 

@@ -17,7 +17,7 @@ use super::constants::{GROUP, Group, Source, all, each};
 use super::normalize::scales;
 use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
 use crate::activation::{Rectifier, Rectify};
-use crate::double::{exceeds, is_below, is_zero, sqrt};
+use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
 
@@ -54,10 +54,15 @@ pub(crate) struct Parts {
 
 /// The narrow [`constants`] of several channels; `false` where c is 0, or a number outside what is safe.
 #[inline(always)]
-pub(crate) fn constants_of_group<S: Scalar>(to: &mut [[S; GROUP]; 5], p: &Parts, epsilon: f64) -> bool {
+pub(crate) fn constants_of_group<L: Lanes, S: Scalar>(
+    lanes: L,
+    to: &mut [[S; GROUP]; 5],
+    p: &Parts,
+    epsilon: f64,
+) -> bool {
     let variance = each(|i| p.m2[i] / p.n[i]);
     let sigma2 = each(|i| variance[i] + epsilon);
-    let sigma = each(|i| sqrt(sigma2[i]));
+    let sigma = lanes.roots(sigma2);
     let c = each(|i| p.dot[i] / (p.n[i] * sigma2[i]));
     let s = scales(&sigma, &p.gamma);
     let e = each(|i| p.dbeta[i] / p.n[i]);

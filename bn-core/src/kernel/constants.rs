@@ -5,7 +5,10 @@
 //! as long as 30 to 100 elements, and tensors without spatial positions have no more in a channel.
 
 use super::Coefficients;
+use crate::dispatch::{Task, dispatch};
 use crate::element::Param;
+use crate::isa::Isa;
+use crate::lanes::{Base, Lanes};
 
 /// Channels at once.
 pub(crate) const GROUP: usize = 8;
@@ -31,6 +34,39 @@ impl<S, F: Fn(usize) -> Coefficients<S, K> + Sync, const K: usize> Source<S, K> 
     }
     fn group(&self, _: usize, _: &mut [[S; GROUP]; K]) -> bool {
         false
+    }
+}
+
+/// A [`Source`] whose groups are made with the vectors of an ISA, from gathering on. (Numbers that are stored one by one in one
+/// function and loaded as vectors in another wait for each other: that gained nothing.)
+pub(crate) trait Maker<S, const K: usize> {
+    /// [`Source::group`]; must be `#[inline(always)]`.
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[S; GROUP]; K]) -> bool;
+}
+
+/// [`Source::group`] by a [`Maker`], in a shell of the ISA.
+#[inline(always)]
+pub(crate) fn make<S: Param, const K: usize>(
+    isa: Isa,
+    maker: &impl Maker<S, K>,
+    first: usize,
+    to: &mut [[S; GROUP]; K],
+) -> bool {
+    !Base::SINGLE && dispatch(isa, Make { maker, first, to })
+}
+
+struct Make<'a, M, S, const K: usize> {
+    maker: &'a M,
+    first: usize,
+    to: &'a mut [[S; GROUP]; K],
+}
+
+impl<M: Maker<S, K>, S: Param, const K: usize> Task for Make<'_, M, S, K> {
+    type Element = S;
+    type Output = bool;
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> bool {
+        self.maker.make(lanes, self.first, self.to)
     }
 }
 
@@ -107,7 +143,7 @@ mod tests {
         let m2 = v.map(|v| 1000.0 * v);
         let mut to = [[0.0f32; GROUP]; 3];
         for reach in [None, Some(&m2)] {
-            assert!(split_group(&mut to, &mean, &v, &gamma, &beta, reach));
+            assert!(split_group(Base::BASE, &mut to, &mean, &v, &gamma, &beta, reach));
             for i in 0..GROUP {
                 let one = split::<f32>(mean[i], gamma[i] * (1.0 / v[i].sqrt()), beta[i], reach.map(|m2| m2[i]));
                 assert!(one.safe);
@@ -117,7 +153,7 @@ mod tests {
         let huge = 1e100;
         for i in 0..GROUP {
             let mut group = |mean: &Group, v: &Group, gamma: &Group, beta: &Group, m2: Option<&Group>| {
-                split_group(&mut to, mean, v, gamma, beta, m2)
+                split_group(Base::BASE, &mut to, mean, v, gamma, beta, m2)
             };
             assert!(!group(&but(mean, i, -huge), &v, &gamma, &beta, None));
             assert!(!group(&mean, &v, &gamma, &beta, Some(&but(m2, i, huge))));
@@ -139,7 +175,7 @@ mod tests {
             dot: each(|i| 2.0 - 0.3 * i as f64),
         };
         let mut to = [[0.0f32; GROUP]; 5];
-        assert!(constants_of_group(&mut to, &parts(), 1e-5));
+        assert!(constants_of_group(Base::BASE, &mut to, &parts(), 1e-5));
         let p = parts();
         for i in 0..GROUP {
             let variance = p.m2[i] / p.n[i] + 1e-5;
@@ -161,7 +197,7 @@ mod tests {
                 Parts { dot: but(p.dot, i, huge), ..parts() },
                 Parts { dot: but(p.dot, i, f64::NAN), ..parts() },
             ] {
-                assert!(!constants_of_group(&mut to, &other, 1e-5), "channel {i}");
+                assert!(!constants_of_group(Base::BASE, &mut to, &other, 1e-5), "channel {i}");
             }
         }
         let (mut to, scales) = ([[0.0f32; GROUP]; 1], each(|i| 1.5 - i as f64));

@@ -54,7 +54,8 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
 /// The narrow constants of several channels by [`split`], from their variance + ε, γ and β; `false` where `m2` (or, where that
 /// is not known, the mean) or another number is not far inside the range, where ends and special cases are.
 #[inline(always)]
-pub(crate) fn split_group<S: Scalar>(
+pub(crate) fn split_group<L: Lanes, S: Scalar>(
+    lanes: L,
     to: &mut [[S; GROUP]; 3],
     mean: &Group,
     v: &Group,
@@ -63,7 +64,7 @@ pub(crate) fn split_group<S: Scalar>(
     m2: Option<&Group>,
 ) -> bool {
     // 0 gives infinity here, and then a scale that is not inside.
-    let scale = scales(&each(|i| sqrt(v[i])), gamma);
+    let scale = scales(&lanes.roots(*v), gamma);
     let high = each(|i| S::from_f64(mean[i]).to_f64());
     let shift = each(|i| beta[i] - (mean[i] - high[i]) * scale[i]);
     for i in 0..GROUP {
@@ -85,6 +86,14 @@ pub(crate) fn split_group<S: Scalar>(
 #[inline(always)]
 pub(crate) fn scales(sigma: &Group, gamma: &Group) -> Group {
     each(|i| gamma[i] * (1.0 / sigma[i]))
+}
+
+/// [`inverse_std`] of several channels.
+#[inline(always)]
+pub(crate) fn inverse_stds<L: Lanes>(lanes: L, variance: &Group, epsilon: f64) -> Group {
+    let v = each(|i| variance[i] + epsilon);
+    let sigma = lanes.roots(v);
+    each(|i| if v[i] == 0.0 { 0.0 } else { 1.0 / sigma[i] })
 }
 
 /// 1/√(variance + ε), and 0 where that is 1/0: a constant channel with ε = 0 gives β.

@@ -46,6 +46,18 @@ impl Lanes for Avx2 {
     type F32 = F32;
     type F64 = F64;
 
+    #[inline(always)]
+    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
+        // SAFETY: the token proves the features; halves of the array.
+        unsafe {
+            for half in 0..2 {
+                let p = v.as_mut_ptr().add(4 * half);
+                _mm256_storeu_pd(p, _mm256_sqrt_pd(_mm256_loadu_pd(p)));
+            }
+        }
+        v
+    }
+
     #[cfg(feature = "half")]
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> F32 {

@@ -50,6 +50,13 @@ impl Lanes for Avx512 {
     type F32 = F32;
     type F64 = F64;
 
+    #[inline(always)]
+    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
+        // SAFETY: the token proves the features; the whole array.
+        unsafe { _mm512_storeu_pd(v.as_mut_ptr(), _mm512_sqrt_pd(_mm512_loadu_pd(v.as_ptr()))) };
+        v
+    }
+
     #[cfg(feature = "half")]
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> F32 {

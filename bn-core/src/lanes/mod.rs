@@ -25,7 +25,7 @@ pub(crate) mod single;
 pub(crate) mod traced;
 
 use crate::dispatch::{Shells, Task};
-use crate::double::less;
+use crate::double::{less, sqrt};
 use core::ops::{Add, Mul, Sub};
 
 /// What every CPU of the target has: vectors; on bare metal without any, single lanes, for the sake of
@@ -61,6 +61,14 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]
     fn fence(self) {}
+    /// Square roots, rounded to nearest.
+    #[inline(always)]
+    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
+        for v in &mut v {
+            *v = sqrt(*v);
+        }
+        v
+    }
     /// Reads 16 halves (IEEE binary16) and widens them exactly.
     ///
     /// # Safety
