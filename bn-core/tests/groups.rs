@@ -1,5 +1,6 @@
-//! Constants of several channels are made at once where rows are walked (NHWC), and one by one where planes are (NCHW). What
-//! depends on nothing else has the same bits in both, whichever of a group's channels has constants at an end of the range.
+//! Constants of several channels, and gradients of parameters, are made at once, with the vectors of the ISA. They have the bits
+//! that a channel alone has, for which they are made one by one, whichever of a group's channels has constants at an end of the
+//! range.
 
 mod common;
 
@@ -106,7 +107,27 @@ fn problem<T: Number>(channels: usize, rare: usize, seed: u64) -> Problem<T> {
     p
 }
 
-/// The results of all that takes constants, in NCHW.
+impl<T: Number> Problem<T> {
+    /// One of its channels.
+    fn alone(&self, c: usize) -> Self {
+        let of = |v: &[T]| vec![v[c]];
+        let planes = |v: &[T]| (0..v.len()).filter(|i| i / SPATIAL % self.channels == c).map(|i| v[i]).collect();
+        Problem {
+            channels: 1,
+            moments: vec![self.moments[c]],
+            sums: vec![self.sums[c]],
+            gamma: of(&self.gamma),
+            beta: of(&self.beta),
+            mean: of(&self.mean),
+            var: of(&self.var),
+            epsilon: self.epsilon,
+            x: planes(&self.x),
+            dy: planes(&self.dy),
+        }
+    }
+}
+
+/// The results of all that takes constants: tensors in NCHW; and arrays of the channels.
 fn results<T: Number + Param + Element<Param = T>>(
     p: &Problem<T>,
     layout: Layout,
@@ -139,26 +160,29 @@ fn results<T: Number + Param + Element<Param = T>>(
     all.push(("normalize, no parameters", bits(&y)));
     bn.inference(&x, None, affine, &p.mean, &p.var, &mut y[..], Run::serial(&mut workspace)).unwrap();
     all.push(("inference", bits(&y)));
-    let mut backward = |what, gamma, statistics, sums: Option<&[GradSums]>| {
+    let mut backward = |what, gamma, statistics| {
         let input = BackwardInput { x: &x, y: None, dy: &dy, gamma, statistics };
         let (mut dx, mut dresidual) = (x.clone(), x.clone());
+        let (mut dgamma, mut dbeta) = (p.gamma.clone(), p.beta.clone());
         let output = Gradients {
             dx: Some((&mut dx[..]).into()),
             dresidual: Some((&mut dresidual[..]).into()),
-            ..Default::default()
+            dgamma: Some(&mut dgamma),
+            dbeta: Some(&mut dbeta),
         };
-        match sums {
-            Some(sums) => bn.backward_apply(input, sums, output, Run::serial(&mut workspace)).unwrap(),
-            None => bn.backward(input, output, Run::serial(&mut workspace)).unwrap(),
-        }
+        // Sums that are given: those of x depend on the layout.
+        bn.backward_apply(input, &p.sums, output, Run::serial(&mut workspace)).unwrap();
         all.push((what, bits(&dx)));
         all.push((what, bits(&dresidual)));
+        for array in [dgamma, dbeta] {
+            all.push((what, array.into_iter().map(number_bits).collect()));
+        }
     };
     let (batch, frozen) = (Statistics::Batch(&p.moments), Statistics::Running { mean: &p.mean, var: &p.var });
-    backward("backward_apply", Some(&p.gamma[..]), batch, Some(&p.sums));
-    backward("backward_apply, no gamma", None, batch, Some(&p.sums));
-    backward("backward, frozen", Some(&p.gamma[..]), frozen, None);
-    backward("backward, frozen, no gamma", None, frozen, None);
+    backward("backward", Some(&p.gamma[..]), batch);
+    backward("backward, no gamma", None, batch);
+    backward("backward, frozen", Some(&p.gamma[..]), frozen);
+    backward("backward, frozen, no gamma", None, frozen);
     all
 }
 
@@ -166,12 +190,20 @@ fn groups<T: Number + Param + Element<Param = T>>() {
     for seed in 0..60 {
         for (rare, channels) in [(0, 16), (60, 29), (12, 43), (2, 8), (0, 64), (30, 48), (2, 64), (200, 139)] {
             let p = problem::<T>(channels, rare, 1 + 7 * seed + rare as u64);
-            for isa in Isa::available() {
-                let (one_by_one, groups) = (results(&p, Layout::Nchw, isa), results(&p, Layout::Nhwc, isa));
-                for ((what, one), (_, group)) in one_by_one.iter().zip(&groups) {
-                    for (i, (one, group)) in one.iter().zip(group).enumerate() {
-                        let c = i / SPATIAL % channels;
-                        assert_eq!(one, group, "{what}: channel {c} of {channels}, seed {seed}, {isa:?}");
+            let alone: Vec<_> = (0..channels).map(|c| results(&p.alone(c), Layout::Nchw, Isa::PORTABLE)).collect();
+            for (isa, layout) in Isa::available().flat_map(|isa| [(isa, Layout::Nchw), (isa, Layout::Nhwc)]) {
+                for (n, (what, group)) in results(&p, layout, isa).iter().enumerate() {
+                    let array = group.len() == channels;
+                    for (i, group) in group.iter().enumerate() {
+                        let (c, of) = if array {
+                            (i, 0)
+                        } else {
+                            (i / SPATIAL % channels, i / (channels * SPATIAL) * SPATIAL + i % SPATIAL)
+                        };
+                        assert_eq!(
+                            alone[c][n].1[of], *group,
+                            "{what}: result {n}, channel {c} of {channels}, seed {seed}, {layout:?}, {isa:?}"
+                        );
                     }
                 }
             }

@@ -638,13 +638,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let mut carve = Carve::new(scratch);
     let ready = op.ready::<Vec<E, L>>(lanes);
     let table = carve.take::<[Compute<E>; K]>(width);
-    let mut safe = true;
-    for c in 0..width {
-        let k = op.coefficients(channels.first + c);
-        safe &= k.safe;
-        // SAFETY: c < width, the length of the table.
-        unsafe { Constants::<E, K>::write(&k, table.add(c).cast(), Order::rows(1), 0) };
-    }
+    // SAFETY: the table is as long as there are channels.
+    let safe = unsafe { Constants::make(op, channels, table.cast(), Order::elements(K)) };
     debug_assert!(positions.1 - positions.0 >= lanes_of);
     let staged = staged(from) || staged(to);
     let stage = if staged {
@@ -664,7 +659,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     if dense {
         let at = table.cast_const().cast();
         let constants =
-            Constants { at, order: Order::rows(1), period: 0, first: channels.first, count: 1, adjacent: 1, safe };
+            Constants { at, order: Order::elements(K), period: 0, first: channels.first, count: 1, adjacent: 1, safe };
         let image = |n: usize| {
             let mut image =
                 Elements { from: [core::ptr::null(); I], to: [core::ptr::null_mut(); O], width: width * plane };
@@ -697,7 +692,7 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
         for c in 0..width {
             let plane = (image, channels.first + c);
             let at = table.wrapping_add(c).cast_const().cast();
-            let k = Constants { at, order: Order::rows(1), period: 0, first: plane.1, count: 1, adjacent: 1, safe };
+            let k = Constants { at, order: Order::elements(K), period: 0, first: plane.1, count: 1, adjacent: 1, safe };
             for p in 0..parts {
                 let start = positions.0 + part(vectors, parts, p) * lanes_of;
                 let end =

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::dispatch::Task;
 use crate::element::Element;
-use crate::kernel::constants::GROUP;
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
 
@@ -1013,26 +1012,8 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let whole = seg.width == count && seg.width.is_multiple_of(Compute::<E>::LANES);
     let records = whole && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
     let order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
-    let mut safe = true;
-    let mut c = 0;
-    while c < count {
-        let mut group = [[Compute::<E>::ZERO; GROUP]; K];
-        // SAFETY: these are below the number of channels.
-        unsafe {
-            if c + GROUP <= count && op.group(channels.first + c, &mut group) {
-                Constants::<E, K>::write_group(&group, table, order, c);
-                c += GROUP;
-                continue;
-            }
-            let end = count.min(c + GROUP);
-            while c < end {
-                let k = op.coefficients(channels.first + c);
-                safe &= k.safe;
-                Constants::<E, K>::write(&k, table, order, c);
-                c += 1;
-            }
-        }
-    }
+    // SAFETY: the table is as long as there are channels.
+    let safe = unsafe { Constants::make(op, channels, table, order) };
     for i in 0..if records { 0 } else { K } {
         let row = table.wrapping_add(i * next);
         // SAFETY: the row has a vector more than the segment; the segment has at least a vector.

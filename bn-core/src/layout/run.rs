@@ -6,7 +6,7 @@
 //! compiler kept its vectors in memory, and it ran at two thirds of the speed in cache.
 
 use super::grid::{div, rem};
-use super::{Compute, Vec, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
+use super::{Channels, Compute, Vec, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::constants::GROUP;
@@ -38,6 +38,18 @@ impl Order {
         Order { apart: lanes, scale: k }
     }
 
+    /// Those of an element stand side by side.
+    #[inline(always)]
+    pub(super) fn elements(k: usize) -> Self {
+        Order { apart: 1, scale: k }
+    }
+
+    /// Whether they do.
+    #[inline(always)]
+    fn is_elements(&self) -> bool {
+        self.apart == 1
+    }
+
     /// Where the first constant of element `i` is.
     #[inline(always)]
     fn of(&self, i: usize) -> usize {
@@ -67,12 +79,48 @@ pub(super) struct Constants<E: Element, const K: usize> {
 }
 
 impl<E: Element, const K: usize> Constants<E, K> {
-    /// Writes the constants of element `e` where [`Constants::at`] reads them.
+    /// Writes the constants of some channels where [`Constants::at`] reads those of as many elements; returns whether all suffice.
     ///
     /// # Safety
     /// The table is valid for writing them.
     #[inline(always)]
-    pub(super) unsafe fn write(k: &Coefficients<Compute<E>, K>, table: *mut Compute<E>, order: Order, e: usize) {
+    pub(super) unsafe fn make<M, const I: usize, const J: usize, const O: usize>(
+        op: &M,
+        channels: Channels,
+        table: *mut Compute<E>,
+        order: Order,
+    ) -> bool
+    where
+        M: Map<E, I, J, K, O>,
+    {
+        let (count, mut safe, mut c) = (channels.end - channels.first, true, 0);
+        while c < count {
+            let mut group = [[Compute::<E>::ZERO; GROUP]; K];
+            // SAFETY: by the caller: these are below the number of channels.
+            unsafe {
+                if c + GROUP <= count && op.group(channels.first + c, &mut group) {
+                    Self::write_group(&group, table, order, c);
+                    c += GROUP;
+                    continue;
+                }
+                let end = count.min(c + GROUP);
+                while c < end {
+                    let k = op.coefficients(channels.first + c);
+                    safe &= k.safe;
+                    Self::write(&k, table, order, c);
+                    c += 1;
+                }
+            }
+        }
+        safe
+    }
+
+    /// Those of one element `e`.
+    ///
+    /// # Safety
+    /// As for [`Constants::make`].
+    #[inline(always)]
+    unsafe fn write(k: &Coefficients<Compute<E>, K>, table: *mut Compute<E>, order: Order, e: usize) {
         let (to, narrow) = (table.wrapping_add(order.of(e)), one_by_one(&k.narrow));
         for i in 0..K {
             // SAFETY: by the caller.
@@ -86,17 +134,28 @@ impl<E: Element, const K: usize> Constants<E, K> {
         }
     }
 
-    /// Writes those of [`GROUP`] elements from `e` on, a multiple of as many, which suffice.
+    /// Those of [`GROUP`] elements from `e` on, a multiple of as many, which suffice.
     ///
     /// # Safety
-    /// The table is valid for writing them.
+    /// As for [`Constants::make`].
     #[inline(always)]
-    pub(super) unsafe fn write_group(k: &[[Compute<E>; GROUP]; K], table: *mut Compute<E>, order: Order, e: usize) {
+    unsafe fn write_group(k: &[[Compute<E>; GROUP]; K], table: *mut Compute<E>, order: Order, e: usize) {
         const { assert!(Compute::<E>::LANES.is_multiple_of(GROUP)) };
         let to = table.wrapping_add(order.of(e));
-        for i in 0..K {
-            // SAFETY: by the caller. In either order they are neighbours.
-            unsafe { to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(k[i]) };
+        // SAFETY: by the caller.
+        unsafe {
+            if order.is_elements() {
+                for l in 0..GROUP {
+                    for i in 0..K {
+                        *to.add(l * K + i) = k[i][l];
+                    }
+                }
+                return;
+            }
+            // They are neighbours.
+            for i in 0..K {
+                to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(k[i]);
+            }
         }
     }
 
