@@ -181,6 +181,9 @@ fn results<T: Number + Param + Element<Param = T>>(
     let (batch, frozen) = (Statistics::Batch(&p.moments), Statistics::Running { mean: &p.mean, var: &p.var });
     backward("backward", Some(&p.gamma[..]), batch);
     backward("backward, no gamma", None, batch);
+    let some: Vec<_> =
+        p.moments.iter().map(|m| Moments { count: if m.count == 2 { 0 } else { m.count }, ..*m }).collect();
+    backward("backward, channels without values", Some(&p.gamma[..]), Statistics::Batch(&some));
     backward("backward, frozen", Some(&p.gamma[..]), frozen);
     backward("backward, frozen, no gamma", None, frozen);
     all
