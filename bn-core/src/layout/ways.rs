@@ -4,7 +4,7 @@
 
 use crate::engine::STREAM_BYTES;
 use crate::lanes::traced::{Event, Kind, trace};
-use crate::layout::run::{FAR, TURN, WIDE};
+use crate::layout::run::{FAR, NEAR, TURN, WIDE};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
 use core::ops::Range;
@@ -244,6 +244,11 @@ fn sums_read_four_rows_in_lockstep() {
 /// A walk of `parts` parts, a whole number of units each, `together` elements of each in turn; and then of the rest.
 fn in_parts(run: Range<usize>, parts: usize, unit: usize, together: usize) -> (Vec<usize>, Range<usize>) {
     let far = run.len() / parts / unit * unit;
+    parts_apart(run, parts, far, together)
+}
+
+/// The same of parts so many elements apart.
+fn parts_apart(run: Range<usize>, parts: usize, far: usize, together: usize) -> (Vec<usize>, Range<usize>) {
     let mut order = vec![];
     for done in (0..far).step_by(together) {
         for part in 0..parts {
@@ -256,10 +261,11 @@ fn in_parts(run: Range<usize>, parts: usize, unit: usize, together: usize) -> (V
 
 #[test]
 fn long_runs_are_mapped_in_parts_far_apart() {
-    const LONG: usize = FAR / size_of::<f32>();
+    const LONG: usize = NEAR / size_of::<f32>();
     // Channels, and elements after which both vectors and channels begin again.
-    for (channels, unit) in [(64, 64), (50, 400), (67, 67 * 16), (24, 48)] {
-        for rows in [LONG.div_ceil(channels), LONG.div_ceil(channels) - 1, LONG / channels * 5 / 4] {
+    for (channels, unit) in [(64, 64), (50, 400), (67, 67 * 16), (24, 48), (1024, 1024)] {
+        let rows = LONG.div_ceil(channels);
+        for rows in [rows, rows - 1, rows * 5 / 4, 70 * rows] {
             let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
             let n = bn.shape().len();
             let folded = if channels < 48 { rows / 2 * 2 * channels } else { n };
@@ -272,16 +278,31 @@ fn long_runs_are_mapped_in_parts_far_apart() {
             assert_eq!(y.seen(&events, Kind::Write), expected, "{bn:?}");
         }
     }
+}
+
+#[test]
+fn parts_of_backward_begin_at_different_places_of_their_pages() {
     // Backward has so many constants that with this many channels a first-level cache does not hold them.
     const MANY: usize = WIDE / size_of::<f32>() / 5;
-    for (channels, parts) in [(MANY.next_multiple_of(16), 4), (MANY / 16 * 16, 2), (2048, 4)] {
-        let bn = plan(Shape::nhwc(LONG / channels + 7, channels, &[]).unwrap());
-        let n = bn.shape().len();
-        let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
-        let (mut expected, rest) = in_parts(0..n, parts, channels, LANES);
-        expected.extend(vectors(rest));
-        let events = backward(&bn, &x, &dy, &mut dx);
-        assert_eq!(dx.seen(&events, Kind::Write), expected, "{bn:?}");
+    let cases = [(64, 2), (256, 2), (MANY.next_multiple_of(16), 4), (MANY / 16 * 16, 2), (1024, 2), (2048, 4)];
+    for (channels, parts) in cases {
+        // Where they cannot, near parts are none.
+        let least = if channels % PAGE == 0 { FAR } else { NEAR } / size_of::<f32>();
+        let rows = least.div_ceil(channels);
+        for rows in [rows, rows - 1, rows + 7, 5 * rows] {
+            let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
+            let n = bn.shape().len();
+            let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
+            let place = |far: usize| (far as isize - (PAGE / parts) as isize).rem_euclid(PAGE as isize);
+            let longest = n / parts / channels * channels;
+            let mut far = (0..=longest / channels).rev().map(|units| units * channels);
+            let far = if longest > PAGE { far.find(|&far| place(far) < channels as isize) } else { Some(longest) };
+            let far = if n >= least { far.unwrap() } else { 0 };
+            let (mut expected, rest) = parts_apart(0..n, parts, far, LANES);
+            expected.extend(vectors(rest));
+            let events = backward(&bn, &x, &dy, &mut dx);
+            assert_eq!(dx.seen(&events, Kind::Write), expected, "{bn:?}");
+        }
     }
 }
 
