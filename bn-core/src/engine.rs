@@ -419,7 +419,7 @@ impl Engine {
                 (a * self.lanes, if b == vectors { positions } else { b * self.lanes })
             };
             let channels = Channels { first: band.first + first, end: band.first + end };
-            let (channels, items) = (channels, from_to(items, chunks, div(task, pieces * tiles)));
+            let (channels, items) = (channels, from_to(items, chunks, chunk(div(task, pieces * tiles), chunks)));
             dispatch(
                 self.isa,
                 MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, stream, scratch },
@@ -445,6 +445,12 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
         let results = sink.convert(one, &state.result.map(|r| [r]), &state.k.map(|k| [k]), count);
         sink.join(channel, column(&results, 0), count);
     }
+}
+
+/// The chunk of items that comes `i`th: one of each quarter in turn, as cells are of all quarters. So a ticket maps what it has
+/// summed, as far as that is still in its cache. (Two threads: 32×64×56×56 in NHWC forward 1.1, backward 1.24 times as fast.)
+fn chunk(i: usize, chunks: usize) -> usize {
+    if chunks.is_multiple_of(4) { i % 4 * (chunks / 4) + i / 4 } else { i }
 }
 
 struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {
@@ -508,6 +514,25 @@ where
                 }
                 Grid::Rows(geo) => nhwc::map(lanes, op, geo, from, to, channels, items, stream, scratch),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_come_from_all_quarters_in_turn() {
+        for chunks in 1..50 {
+            let mut seen = [0; 50];
+            for i in 0..chunks {
+                seen[chunk(i, chunks)] += 1;
+                if chunks % 4 == 0 {
+                    assert_eq!((chunk(i, chunks) / (chunks / 4), chunk(i, chunks) % (chunks / 4)), (i % 4, i / 4));
+                }
+            }
+            assert_eq!(seen[..chunks], [1; 50][..chunks]);
         }
     }
 }
