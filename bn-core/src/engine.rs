@@ -129,6 +129,17 @@ impl Engine {
         .min(self.shape.channels())
     }
 
+    /// A band cut into tiles of at most so many channels.
+    fn tiles(&self, band: Channels, tile: usize) -> Tiles {
+        let channels = band.end - band.first;
+        let unit = match self.grid {
+            Grid::Rows(r) if r.adjacent == 1 && (self.lanes..channels).contains(&tile) => self.lanes,
+            _ => 1,
+        };
+        let units = ceil(channels, unit);
+        Tiles { band, unit, units, count: ceil(units, div(tile, unit)) }
+    }
+
     /// What a reduction of this grid needs.
     fn reduce_need<E: Element, const K: usize, const N: usize>(&self) -> Need {
         match self.grid {
@@ -284,15 +295,12 @@ impl Engine {
         let mut tile = self.tile(slot, need);
         let wanted = if width > 1 { ceil(width * TASKS_PER_THREAD, if divided { cells } else { 1 }) } else { 1 };
         tile = tile.min(ceil(channels, wanted)).max(self.tile(0, need));
-        let tiles = ceil(channels, tile);
-        let of_tile = |t: usize| Channels {
-            first: band.first + part(channels, tiles, t),
-            end: band.first + part(channels, tiles, t + 1),
-        };
+        let all = self.tiles(band, tile);
+        let tiles = all.count;
         if divided {
             let partials = Shared(run.keep(partial_words).0.cast::<f64>());
             run.phase(width, tiles * cells, slot, &|task, scratch| {
-                let (g, channels_of) = (div(task, tiles), of_tile(rem(task, tiles)));
+                let (g, channels_of) = (div(task, tiles), all.get(rem(task, tiles)));
                 let count = self.grid.count(g, self.lanes);
                 let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
                     let results = sink.convert(some, sums, k, count);
@@ -344,7 +352,7 @@ impl Engine {
                             unsafe { sink.join(c, column(&results, (c - some.first) % MOST_LANES), count) };
                         }
                     };
-                    let (channels, emit) = (of_tile(task), &mut emit as _);
+                    let (channels, emit) = (all.get(task), &mut emit as _);
                     dispatch(
                         self.isa,
                         ReduceCell::<E, R, I, J, K, N> { engine: self, op, from, channels, g, scratch, emit },
@@ -406,20 +414,22 @@ impl Engine {
         if let Grid::Planes(_) = self.grid {
             tile = tile.min(ceil(channels, ceil(wanted, chunks)));
         }
-        let tiles = ceil(channels, tile);
+        let all = self.tiles(band, tile);
+        let tiles = all.count;
         let pieces = ceil(wanted, chunks * tiles).min(div(positions, 64 * self.lanes)).max(1);
         let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
         let in_place = to.iter().any(|t| from.iter().any(|f| f.same(t)));
         let stream = !in_place && self.shape.len().saturating_mul(I + O) >= STREAM_BYTES / size_of::<E>();
         run.phase(width, tiles * chunks * pieces, slot, &|task, scratch| {
-            let (first, end) = from_to(channels, tiles, rem(div(task, pieces), tiles));
             let piece = {
                 let vectors = div(positions, self.lanes);
                 let (a, b) = from_to(vectors, pieces, rem(task, pieces));
                 (a * self.lanes, if b == vectors { positions } else { b * self.lanes })
             };
-            let channels = Channels { first: band.first + first, end: band.first + end };
-            let (channels, items) = (channels, from_to(items, chunks, chunk(div(task, pieces * tiles), chunks)));
+            let (channels, items) = (
+                all.get(rem(div(task, pieces), tiles)),
+                from_to(items, chunks, chunk(div(task, pieces * tiles), chunks)),
+            );
             dispatch(
                 self.isa,
                 MapPart::<E, M, I, J, K, O> { engine: self, op, from, to, channels, items, piece, stream, scratch },
@@ -444,6 +454,23 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
         let one = Channels { first: channel, end: channel + 1 };
         let results = sink.convert(one, &state.result.map(|r| [r]), &state.k.map(|k| [k]), count);
         sink.join(channel, column(&results, 0), count);
+    }
+}
+
+/// Ranges of channels: of whole vectors where rows are walked, or lines would be read by two tasks and vectors straddle lines.
+#[derive(Clone, Copy)]
+struct Tiles {
+    band: Channels,
+    /// Channels that are not divided, and how many of them there are.
+    unit: usize,
+    units: usize,
+    count: usize,
+}
+
+impl Tiles {
+    fn get(&self, t: usize) -> Channels {
+        let at = |t: usize| self.band.end.min(self.band.first + part(self.units, self.count, t) * self.unit);
+        Channels { first: at(t), end: at(t + 1) }
     }
 }
 
@@ -521,6 +548,33 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_are_whole_vectors_where_rows_are_walked() {
+        let engine = |shape| crate::BatchNorm::<f32>::new(shape, 1e-5).unwrap().engine;
+        for (shape, unit) in [
+            (Shape::nhwc(100, 1000, &[]), 16),
+            (Shape::nhwc(100, 1003, &[]), 16),
+            (Shape::nchw(100, 700, &[3]), 1),
+            (Shape::nchw(10, 700, &[40]), 1),
+        ] {
+            let (engine, channels) = (engine(shape.unwrap()), shape.unwrap().channels());
+            for band in [Channels { first: 0, end: channels }, Channels { first: 17, end: channels - 5 }] {
+                for tile in [64, 67, 171, 333, channels] {
+                    let tiles = engine.tiles(band, tile);
+                    let mut first = band.first;
+                    for t in 0..tiles.count {
+                        let of = tiles.get(t);
+                        let width = of.end - of.first;
+                        assert!(of.first == first && (16..=tile).contains(&width), "{shape:?} {tile}: {of:?}");
+                        assert!(of.end == band.end || width.is_multiple_of(unit), "{shape:?} {tile}: {of:?}");
+                        first = of.end;
+                    }
+                    assert_eq!(first, band.end);
+                }
+            }
+        }
+    }
 
     #[test]
     fn chunks_come_from_all_quarters_in_turn() {
