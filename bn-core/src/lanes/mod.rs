@@ -53,7 +53,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn apart<T: Task>(self, task: T) -> T::Output {
         T::Element::base(self, task)
     }
-    /// Whether [`Vector::stream`] of f32 and f64 writes a line at once. It changes no bit.
+    /// Whether [`Vector::stream`] writes a line at once, or half of one where elements are halves. It changes no bit.
     #[inline(always)]
     fn lines(self) -> bool {
         false

@@ -257,9 +257,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
             // fast. Within a plane it was half as fast. Four quarters where that many constants have to come from
             // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
-            // a vector is a line (Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2;
-            // in cache it would take 1.2 to 1.6 times as long).
-            let lines = lead.is_some() && lanes.lines() && const { size_of::<E>() == size_of::<Compute<E>>() };
+            // a vector is a line (Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
+            // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long).
+            let lines = lead.is_some() && lanes.lines();
             let four = lines || const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             let parts = if four { 4 } else { 2 };
             // The least common multiple of a period and a vector, whose lanes are a power of two.
