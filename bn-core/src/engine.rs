@@ -26,8 +26,8 @@ const MIN_GROUPS: usize = 4;
 /// Tasks per thread: enough that a thread that is late costs little.
 const TASKS_PER_THREAD: usize = 4;
 /// Values of a channel that a task of a map has at least, if threads go around: making the constants of a
-/// channel takes as long as mapping 30 to 100 values where rows are walked, and three times that elsewhere. (With 256,
-/// when it was so everywhere, two threads were 1.1 times slower at 7×7.)
+/// channel takes as long as mapping 30 to 100 values. (With 256, when it was three times as long, two threads were 1.1 times
+/// slower at 7×7.)
 const MIN_VALUES: usize = 1024;
 /// Bytes of all inputs and outputs of a map from which on the outputs are written past the caches: where they
 /// would not stay there. On Zen 5 with a last cache of 32 MB, which others use too: at 13 MB a loss of a

@@ -45,7 +45,7 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn addends<R: Real>(v: [R; J], k: [R; K]) -> [R; N];
     /// Constants 1 and up of a channel.
     fn constant(&self, channel: usize, which: usize) -> E::Compute;
-    /// The same of neighbouring channels from `first` on, at most [`MOST_LANES`].
+    /// The same of neighbouring channels from `first` on, at most [`MOST_LANES`](crate::layout::MOST_LANES).
     fn constants(&self, first: usize, which: usize, to: &mut [E::Compute]);
     /// Whether an element that equals the pivot adds 0 to every sum.
     fn zero_at_pivot(&self) -> bool;
@@ -62,8 +62,8 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
 /// What a channel has of something.
 pub(crate) trait OfChannel<R>: Sync {
     fn of(&self, channel: usize) -> R;
-    /// What neighbouring channels have, from `first` on: one call instead of one for each. Nothing on bare metal, whose walk
-    /// takes channels one by one.
+    /// What neighbouring channels have, from `first` on: one call instead of one for each. Nothing on bare metal, where nobody
+    /// asks.
     fn of_each(&self, first: usize, to: &mut [R]);
 }
 
@@ -73,7 +73,7 @@ impl<R, F: Fn(usize) -> R + Sync> OfChannel<R> for F {
         self(channel)
     }
     fn of_each(&self, first: usize, to: &mut [R]) {
-        if !Base::SINGLE {
+        if !cfg!(target_os = "none") || !Base::SINGLE {
             for (i, to) in to.iter_mut().enumerate() {
                 *to = self(first + i);
             }

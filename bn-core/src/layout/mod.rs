@@ -411,7 +411,7 @@ unsafe fn stream_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to
 }
 
 /// Reads numbers one by one: where they have just been written so, a read of pairs would wait until they have left the
-/// store buffer (a fifth of the time that a channel's constants take, and of the moments of 32×64×14×14, NHWC).
+/// store buffer (a fifth of the time that a channel's constants take).
 #[inline(always)]
 pub(crate) fn one_by_one<S: Copy, const N: usize>(numbers: &[S; N]) -> [S; N] {
     let mut read = *numbers;

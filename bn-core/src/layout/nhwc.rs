@@ -397,7 +397,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         i: usize,
         k: &[Compute<E>; MOST_LANES],
     ) {
-        // Nor in others.
+        // And none of them in the last vector too, where that overlaps its neighbour.
         if self.fill_vectors(geo, seg, (c, end))
             && (seg.width == self.slots || end + Self::LANES <= seg.width)
             && geo.fold == 1

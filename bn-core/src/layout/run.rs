@@ -177,12 +177,28 @@ pub(super) const FAR: usize = 1 << 20;
 pub(super) const NEAR: usize = 1 << 12;
 /// Bytes of a page: the sets of a first-level cache begin again with each.
 pub(super) const PAGE: usize = 4096;
-/// Bytes that each of such streams has its turn for, where they go past the caches, but a vector is not stored as a line. Line by
-/// line in turn, stores went at two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as
+/// Bytes that each of such streams has its turn for, where they go past the caches, but not by vectors of a line or (AVX-512) half of
+/// one. Line by line in turn, stores went at two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as
 /// usual: a copy does not mind).
 pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 pub(super) const WIDE: usize = 32 << 10;
+
+/// The distance of parts, at most `far` and a multiple of `unit`, with which they begin `place` further on in their pages, or nearest
+/// to that. Not much less than `far`: what is left is mapped by itself.
+fn apart(far: usize, unit: usize, page: usize, place: usize) -> usize {
+    let (mut nearest, mut next) = (far, far);
+    for _ in 0..div(page, unit).max(4) {
+        if (next % page).abs_diff(place) < (nearest % page).abs_diff(place) {
+            nearest = next;
+        }
+        if (nearest % page).abs_diff(place) <= page / 8 || next <= unit {
+            break;
+        }
+        next -= unit;
+    }
+    nearest
+}
 
 /// A run of elements.
 #[derive(Clone, Copy)]
@@ -257,7 +273,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
             // fast. Within a plane it was half as fast. Four quarters where that many constants have to come from
             // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
-            // a vector is a line (Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
+            // a vector is a line or half of one (AVX-512; Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
             // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long).
             let lines = lead.is_some() && lanes.lines();
             let four = lines || const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
@@ -275,7 +291,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // So many operands and constants from the same place of their pages meet in the sets of a first-level cache. Parts that begin
             // at different places are up to 1.08 times as fast in cache; where they cannot, near ones took 1.08 times as long.
             if const { K > 3 } && far > page {
-                far -= div((far + page - div(page, parts)) % page, unit) * unit;
+                far = apart(far, unit, page, div(page, parts));
             }
             let rest = at + parts * far;
             let whole = (self.width - rest) / lanes_of * lanes_of;

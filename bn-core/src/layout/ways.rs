@@ -284,7 +284,16 @@ fn long_runs_are_mapped_in_parts_far_apart() {
 fn parts_of_backward_begin_at_different_places_of_their_pages() {
     // Backward has so many constants that with this many channels a first-level cache does not hold them.
     const MANY: usize = WIDE / size_of::<f32>() / 5;
-    let cases = [(64, 2), (256, 2), (MANY.next_multiple_of(16), 4), (MANY / 16 * 16, 2), (1024, 2), (2048, 4)];
+    let cases = [
+        (64, 2),
+        (256, 2),
+        (MANY.next_multiple_of(16), 4),
+        (MANY / 16 * 16, 2),
+        (1008, 2),
+        (1024, 2),
+        (1536, 2),
+        (2048, 4),
+    ];
     for (channels, parts) in cases {
         // Where they cannot, near parts are none.
         let least = if channels % PAGE == 0 { FAR } else { NEAR } / size_of::<f32>();
@@ -293,15 +302,21 @@ fn parts_of_backward_begin_at_different_places_of_their_pages() {
             let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
             let n = bn.shape().len();
             let [x, dy, mut dx] = [0, 1, 2].map(|skew| Tensor::new(n, skew));
-            let place = |far: usize| (far as isize - (PAGE / parts) as isize).rem_euclid(PAGE as isize);
-            let longest = n / parts / channels * channels;
-            let mut far = (0..=longest / channels).rev().map(|units| units * channels);
-            let far = if longest > PAGE { far.find(|&far| place(far) < channels as isize) } else { Some(longest) };
-            let far = if n >= least { far.unwrap() } else { 0 };
+            let events = backward(&bn, &x, &dy, &mut dx);
+            let written = dx.seen(&events, Kind::Write);
+            let (longest, off) = (n / parts / channels * channels, |far: usize| (far % PAGE).abs_diff(PAGE / parts));
+            let far = if n >= least && longest > 0 { written[1] } else { 0 };
+            // As near the best place as the next four distances are, or a few vectors from it.
+            assert!(far % channels == 0 && far <= longest, "{far}: {bn:?}");
+            if far > 0 && longest > PAGE {
+                assert!(longest - far < PAGE.max(4 * channels), "{far}: {bn:?}");
+                let others = (0..4).map(|units| units * channels).filter(|&less| less < longest);
+                let best = others.map(|less| off(longest - less)).min().unwrap();
+                assert!(off(far) <= best.max(PAGE / 8), "{far}: {bn:?}");
+            }
             let (mut expected, rest) = parts_apart(0..n, parts, far, LANES);
             expected.extend(vectors(rest));
-            let events = backward(&bn, &x, &dy, &mut dx);
-            assert_eq!(dx.seen(&events, Kind::Write), expected, "{bn:?}");
+            assert_eq!(written, expected, "{bn:?}");
         }
     }
 }
