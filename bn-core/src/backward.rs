@@ -14,7 +14,7 @@ use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make};
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::{inverse_std, inverse_stds, scales};
-use crate::kernel::{Coefficients, OfChannel};
+use crate::kernel::{Coefficients, OfChannel, of_some};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
@@ -872,18 +872,6 @@ impl<T: Element> Gradients<'_, T> {
             dbeta: self.dbeta.map_or(Shared::NULL, |d| Shared(d.as_mut_ptr())),
         }
     }
-}
-
-/// What some channels have, at most `M`; what stands behind them is anything.
-#[inline(always)]
-fn of_some<const M: usize>(of: &dyn OfChannel<f64>, channels: Channels) -> [f64; M] {
-    let mut some = [0.0; M];
-    if M == 1 {
-        some[0] = of.of(channels.first);
-    } else if let Some(some) = some.get_mut(..channels.end - channels.first) {
-        of.of_each(channels.first, some);
-    }
-    some
 }
 
 /// From sums about the pivot to sums about the mean, added up.

@@ -18,12 +18,12 @@
 //! 5. Sums as in [`super::moments`]: 16, 16, then f64; a cell whose products overflow or underflow
 //!    is done again in f64.
 
-use super::{OfChannel, Reduction};
+use super::{OfChannel, Reduction, of_some};
 use crate::activation::{Rectifier, Rectify};
 use crate::double::{is_below, is_finite};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
-use crate::layout::MOST_LANES;
+use crate::layout::{Channels, MOST_LANES};
 
 /// Σ e and Σ e·(x − μ), relative to the pivot. `UNDO`: y is read in the place of x, and what the activation did undone.
 /// (One kernel for both, with an inverse that does nothing, was a third slower in cache.)
@@ -82,10 +82,7 @@ macro_rules! reduction {
             }
             #[inline(always)]
             fn constants(&self, first: usize, _: usize, to: &mut [E::Compute]) {
-                let mut mean = [0.0; MOST_LANES];
-                if let Some(mean) = mean.get_mut(..to.len()) {
-                    self.centre.of_each(first, mean);
-                }
+                let mean = of_some::<MOST_LANES>(self.centre, Channels { first, end: first + to.len() });
                 for (to, &mean) in to.iter_mut().zip(&mean) {
                     *to = E::Compute::from_f64(mean);
                 }

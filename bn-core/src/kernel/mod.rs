@@ -18,6 +18,7 @@ pub(crate) mod normalize;
 use crate::double::{exceeds, is_below, is_nan, is_zero};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
+use crate::layout::Channels;
 use constants::GROUP;
 
 /// Sums over a channel: `I` inputs, `J` values of each element that are summed from, `K` constants
@@ -79,6 +80,18 @@ impl<R, F: Fn(usize) -> R + Sync> OfChannel<R> for F {
             }
         }
     }
+}
+
+/// What some channels have, at most `M`; what stands behind them is anything.
+#[inline(always)]
+pub(crate) fn of_some<const M: usize>(of: &dyn OfChannel<f64>, channels: Channels) -> [f64; M] {
+    let mut some = [0.0; M];
+    if M == 1 {
+        some[0] = of.of(channels.first);
+    } else if let Some(some) = some.get_mut(..channels.end - channels.first) {
+        of.of_each(channels.first, some);
+    }
+    some
 }
 
 /// The constants of one channel for a [`Map`].
