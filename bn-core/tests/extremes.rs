@@ -3,7 +3,7 @@
 
 mod common;
 use bn_core::{
-    Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Op, Run, Shape, Statistics,
+    Activation, Affine, BackwardInput, BatchNorm, Gradients, Isa, Layout, Moments, Op, Prepared, Run, Shape, Statistics,
 };
 use common::{Number, Random, number_bits, places};
 
@@ -157,4 +157,104 @@ fn a_slope_brings_back_what_is_far_from_the_mean() {
             }
         }
     }
+}
+
+/// NaN of either sign, with all bits that one may have, and signalling ones with only the lowest.
+fn nans<P: bytemuck::Pod>(infinity: P) -> [P; 4] {
+    let (size, mut low) = (size_of::<P>(), [0; 8]);
+    low[..size].copy_from_slice(bytemuck::bytes_of(&infinity));
+    low[0] |= 1;
+    let mut all = [0xff; 8];
+    let of = |bytes: &mut [u8; 8], sign: u8| {
+        bytes[size - 1] = bytes[size - 1] & 0x7f | sign;
+        bytemuck::pod_read_unaligned(&bytes[..size])
+    };
+    [of(&mut low, 0), of(&mut low, 0x80), of(&mut all, 0), of(&mut all, 0x80)]
+}
+
+/// Whatever its payload, NaN makes nothing else of a result: not where it is rounded to a shorter type either.
+fn any_nan<T: Number>(shape: Shape, activation: Activation) {
+    let (c, one) = (shape.channels(), T::Param::from(1.0));
+    let bn = BatchNorm::<T>::new(shape, 1e-5).unwrap().with_activation(activation).unwrap();
+    let odd = |channel: usize| channel % 3 == 1;
+    let channel_of = |i: usize| (0..c).find(|&channel| places(shape, channel).any(|at| at == i)).unwrap();
+    let of_channel: Vec<usize> = (0..shape.len()).map(channel_of).collect();
+    let there = |i: usize| i % 5 == 2;
+    let ones = vec![T::of(1.5); shape.len()];
+    let params = vec![one; c];
+    let run_ws = bn.workspace_best(Op::Backward, 1).max(bn.workspace_best(Op::Inference, 1));
+    let is_nan = |v: T| -> bool { v.into().is_nan() };
+    for isa in Isa::available() {
+        let (bn, mut ws) = (bn.with_isa(isa), vec![0; run_ws]);
+        let check = |what: &str, got: &[T], expected: &dyn Fn(usize) -> bool| {
+            let wrong = (0..shape.len()).find(|&i| is_nan(got[i]) != expected(i));
+            let got = wrong.map(|i| got[i]);
+            assert_eq!(wrong, None, "{what}: {got:?}, {bn:?}, {}", core::any::type_name::<T>());
+        };
+        for nan in nans(T::Param::from(f32::INFINITY)) {
+            let with: Vec<T::Param> = (0..c).map(|channel| if odd(channel) { nan } else { one }).collect();
+            let by_channel = |i: usize| odd(of_channel[i]);
+            let parameters = [&with, &params, &params, &params];
+            for (k, what) in ["gamma", "beta", "mean", "var"].into_iter().enumerate() {
+                let [gamma, beta, mean, var] = core::array::from_fn(|i| parameters[(i + 4 - k) % 4]);
+                let (mut y, affine) = (ones.clone(), Affine::new(gamma, beta));
+                bn.inference(&ones, None, affine, mean, var, &mut y[..], Run::serial(&mut ws)).unwrap();
+                check(what, &y, &by_channel);
+                bn.inference(&ones, Some(&ones), affine, mean, var, &mut y[..], Run::serial(&mut ws)).unwrap();
+                check(what, &y, &by_channel);
+                let prepared: Vec<Prepared<T::Param>> =
+                    (0..c).map(|i| Prepared { mean: mean[i], scale: gamma[i], shift: beta[i] }).collect();
+                if what != "var" {
+                    bn.apply(&ones, None, &prepared, &mut y[..], Run::serial(&mut ws)).unwrap();
+                    check(what, &y, &by_channel);
+                }
+                if k == 0 {
+                    let n = (shape.len() / c) as f64;
+                    let moments: Vec<Moments> = (0..c).map(|_| Moments { count: n as u64, mean: 1.0, m2: n }).collect();
+                    for statistics in [Statistics::Batch(&moments), Statistics::Running { mean, var }] {
+                        let mut dx = ones.clone();
+                        let input =
+                            BackwardInput { x: &ones, y: Some(&ones), dy: &ones, gamma: Some(gamma), statistics };
+                        let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
+                        bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+                        check("dx", &dx, &by_channel);
+                    }
+                }
+            }
+        }
+        for nan in nans(T::of(f64::INFINITY)) {
+            let with: Vec<T> = (0..shape.len()).map(|i| if there(i) { nan } else { T::of(1.5) }).collect();
+            let (mut y, affine) = (ones.clone(), Affine::new(&params, &params));
+            bn.inference(&with, None, affine, &params, &params, &mut y[..], Run::serial(&mut ws)).unwrap();
+            check("x", &y, &there);
+            bn.inference(&ones, Some(&with), affine, &params, &params, &mut y[..], Run::serial(&mut ws)).unwrap();
+            check("residual", &y, &there);
+            let (mut dx, mut dresidual) = (ones.clone(), ones.clone());
+            let statistics = Statistics::Running { mean: &params, var: &params };
+            let input = BackwardInput { x: &ones, y: Some(&ones), dy: &with, gamma: Some(&params), statistics };
+            let output = Gradients {
+                dx: Some((&mut dx[..]).into()),
+                dresidual: Some((&mut dresidual[..]).into()),
+                ..Gradients::default()
+            };
+            bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+            check("dx", &dx, &there);
+            check("dresidual", &dresidual, &there);
+        }
+    }
+}
+
+fn nan_shapes<T: Number>() {
+    for (n, c, s) in [(6, 40, 17), (2, 3, 100), (70, 5, 1), (3, 24, 2)] {
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            for activation in [Activation::Identity, Activation::Relu, Activation::LeakyRelu { slope: 0.1 }] {
+                any_nan::<T>(Shape::new(layout, n, c, &[s]).unwrap(), activation);
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_stays_nan_whatever_its_payload() {
+    every_type!(nan_shapes());
 }

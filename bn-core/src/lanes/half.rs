@@ -144,6 +144,8 @@ mod tests {
         let floats = floats();
         for isa in Isa::available() {
             for v in floats.as_chunks::<16>().0 {
+                // NaN as vectors have it where they are rounded to bfloat16.
+                let v = &v.map(|v| if v.is_nan() { f32::from_bits(v.to_bits() & 0xffff_0000 | 0x40_0000) } else { v });
                 let [f, b] = dispatch(isa, Narrow(*v));
                 for i in 0..16 {
                     assert!(same(widen_f16(f[i]), widen_f16(narrow_f16(v[i]))), "{isa:?} {:#x}", v[i].to_bits());
@@ -157,7 +159,9 @@ mod tests {
                     assert!(same(f[i], widen_f16(h[i])) && same(b[i], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);
                     let (wf, wb) = (narrow_f16(widen_bf16(h[i])), narrow_bf16(widen_f16(h[i])));
                     assert!(same(widen_f16(nf[i]), widen_f16(wf)), "{isa:?} {:#x}: {:#x} {wf:#x}", h[i], nf[i]);
-                    assert!(same(widen_bf16(nb[i]), widen_bf16(wb)), "{isa:?} {:#x}", h[i]);
+                    // A half that is NaN has more than bfloat16 has room for.
+                    let nan = widen_f16(h[i]).is_nan();
+                    assert!(nan || same(widen_bf16(nb[i]), widen_bf16(wb)), "{isa:?} {:#x}", h[i]);
                 }
             }
         }

@@ -123,8 +123,10 @@ impl<E: Element, const K: usize> Constants<E, K> {
     unsafe fn write(k: &Coefficients<Compute<E>, K>, table: *mut Compute<E>, order: Order, e: usize) {
         let (to, narrow) = (table.wrapping_add(order.of(e)), one_by_one(&k.narrow));
         for i in 0..K {
+            // The plain NaN for any: see [`Lanes::store_bf16`].
+            let v = if narrow[i] == narrow[i] { narrow[i] } else { Scalar::from_f64(f64::NAN) };
             // SAFETY: by the caller.
-            unsafe { *to.add(i * order.apart) = narrow[i] };
+            unsafe { *to.add(i * order.apart) = v };
         }
         if !k.safe {
             for i in 0..K {
