@@ -222,6 +222,25 @@ fn any_nan<T: Number>(shape: Shape, activation: Activation) {
                 }
             }
         }
+        for nan in nans(f64::INFINITY) {
+            let n = (shape.len() / c) as f64;
+            for of_mean in [true, false] {
+                let m = |channel: usize| match (odd(channel), of_mean) {
+                    (false, _) => Moments { count: n as u64, mean: 1.0, m2: n },
+                    (true, true) => Moments { count: n as u64, mean: nan, m2: n },
+                    (true, false) => Moments { count: n as u64, mean: 1.0, m2: nan },
+                };
+                let (moments, mut y): (Vec<Moments>, _) = ((0..c).map(m).collect(), ones.clone());
+                let affine = Affine::new(&params, &params);
+                bn.normalize(&ones, None, affine, &moments, &mut y[..], Run::serial(&mut ws)).unwrap();
+                check("moments", &y, &|i| odd(of_channel[i]));
+                let (mut dx, statistics) = (ones.clone(), Statistics::Batch(&moments));
+                let input = BackwardInput { x: &ones, y: Some(&ones), dy: &ones, gamma: Some(&params), statistics };
+                let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
+                bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+                check("dx by moments", &dx, &|i| odd(of_channel[i]));
+            }
+        }
         for nan in nans(T::of(f64::INFINITY)) {
             let with: Vec<T> = (0..shape.len()).map(|i| if there(i) { nan } else { T::of(1.5) }).collect();
             let (mut y, affine) = (ones.clone(), Affine::new(&params, &params));

@@ -161,6 +161,8 @@ mod tests {
             assert!(!group(&mean, &v, &but(gamma, i, f64::NAN), &beta, None));
             assert!(!group(&mean, &v, &but(gamma, i, -huge), &beta, None));
             assert!(!group(&mean, &v, &gamma, &but(beta, i, -huge), None));
+            assert!(!group(&but(mean, i, f64::NAN), &v, &gamma, &beta, Some(&m2)));
+            assert!(!group(&but(mean, i, f64::INFINITY), &v, &gamma, &beta, Some(&m2)));
         }
     }
 

@@ -73,9 +73,10 @@ pub(crate) fn split_group<L: Lanes, S: Scalar>(
         to[2][i] = S::from_f64(shift[i]);
     }
     let reach = m2.unwrap_or(mean);
-    // Not with NaN.
+    // Not with NaN, nor with a mean that is not finite beside an m2 that is.
     all(|i| {
-        (reach[i].abs() <= FAR_INSIDE)
+        (shift[i].abs() <= f64::MAX)
+            & (reach[i].abs() <= FAR_INSIDE)
             & (beta[i].abs() <= FAR_INSIDE)
             & (scale[i].abs() <= FAR_INSIDE)
             & factor_is_inside::<S>(scale[i])
