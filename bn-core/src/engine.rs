@@ -23,8 +23,7 @@ const IDEAL_SCRATCH: usize = 8192;
 const MAP_SHARE: usize = 64;
 /// Vectors of a row that a tile has at least.
 const MIN_GROUPS: usize = 4;
-/// Tasks per thread: enough that a thread that is late costs little. Of sums fewer do, if they are as many for each: see
-/// [`tiles_wanted`].
+/// Tasks per thread: enough that a thread that is late costs little.
 const TASKS_PER_THREAD: usize = 4;
 /// Values of a channel that a task of a map has at least, if threads go around: making the constants of a
 /// channel takes as long as mapping 30 to 100 values. (With 256, when it was three times as long, two threads were 1.1 times
@@ -294,11 +293,7 @@ impl Engine {
         let (width, slot) = self.slots(run, least, if divided { partial_words } else { 0 }, 0);
         let need = self.reduce_need::<E, K, N>();
         let mut tile = self.tile(slot, need);
-        let wanted = match width {
-            1 => 1,
-            _ if divided => tiles_wanted(width, cells),
-            _ => width * TASKS_PER_THREAD,
-        };
+        let wanted = if width > 1 { ceil(width * TASKS_PER_THREAD, if divided { cells } else { 1 }) } else { 1 };
         tile = tile.min(ceil(channels, wanted)).max(self.tile(0, need));
         let all = self.tiles(band, tile);
         let tiles = all.count;
@@ -550,16 +545,6 @@ where
     }
 }
 
-/// Tiles of channels that each cell is summed in, if threads share out cells: as few as give each thread as many tasks as the
-/// others, or enough of them. In rows, tiles end the prefetchers' streams: with whole rows instead of halves or quarters of
-/// them, two threads make the sums of NHWC 32×256×14×14 1.12 times as fast, its backward 1.05 times (Zen 4). (With one tile for
-/// each thread where there is one cell, sums alone are 1.1 to 1.2 times as fast, but forward and backward 0.96 to 1.05: what is
-/// mapped next comes from the other thread's cache.)
-fn tiles_wanted(width: usize, cells: usize) -> usize {
-    let enough = ceil(width * TASKS_PER_THREAD, cells);
-    (1..enough).find(|tiles| rem(tiles * cells, width) == 0).unwrap_or(enough)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -588,20 +573,6 @@ mod tests {
                     assert_eq!(first, band.end);
                 }
             }
-        }
-    }
-
-    #[test]
-    fn tiles_give_threads_the_same_or_enough() {
-        for (width, cells, tiles) in
-            [(1, 1, 1), (1, 7, 1), (2, 1, 2), (2, 2, 1), (2, 3, 2), (2, 7, 2), (2, 9, 1), (3, 4, 3)]
-        {
-            assert_eq!(tiles_wanted(width, cells), tiles, "{width} threads, {cells} cells");
-        }
-        for (width, cells) in (1..40).flat_map(|width| (1..90).map(move |cells| (width, cells))) {
-            let tasks = cells * tiles_wanted(width, cells);
-            assert!(tasks % width == 0 || tasks >= 4 * width, "{width} threads, {cells} cells: {tasks}");
-            assert!(tasks < 5 * width.max(cells), "{width} threads, {cells} cells: {tasks}");
         }
     }
 

@@ -22,7 +22,8 @@ pub(crate) trait Source<S, const K: usize>: Sync {
     fn of(&self, channel: usize) -> Coefficients<S, K>;
 
     /// The narrow ones of [`GROUP`] channels from `first` on, which are there: the bits that [`Source::of`] gives.
-    /// `false` where they do not suffice for each of the channels, or that is not seen at a glance: one by one, then.
+    /// `false` where they do not suffice for each of the channels, or that is not seen at a glance, and where one of them is NaN
+    /// (see [`Lanes::store_bf16`]): one by one, then.
     /// On bare metal, whose walk takes channels one by one, always, or the code would be there for nothing.
     fn group(&self, first: usize, to: &mut [[S; GROUP]; K]) -> bool;
 }

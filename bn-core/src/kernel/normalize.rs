@@ -73,7 +73,7 @@ pub(crate) fn split_group<L: Lanes, S: Scalar>(
         to[2][i] = S::from_f64(shift[i]);
     }
     let reach = m2.unwrap_or(mean);
-    // Not with NaN, nor with a mean that is not finite beside an m2 that is.
+    // Not with NaN, nor with a mean that is no number of S beside an m2 that is: then the shift is none.
     all(|i| {
         (shift[i].abs() <= f64::MAX)
             & (reach[i].abs() <= FAR_INSIDE)

@@ -111,10 +111,10 @@ mod tests {
         struct Convert([u16; 16]);
         impl Task for Convert {
             type Element = f32;
-            type Output = ([f32; 16], [f32; 16], [u16; 16], [u16; 16]);
+            type Output = ([f32; 16], [f32; 16], [[u16; 16]; 3]);
             #[inline(always)]
             fn run<L: Lanes>(self, lanes: L) -> Self::Output {
-                let (mut f, mut b, mut nf, mut nb) = ([0.0; 16], [0.0; 16], [0; 16], [0; 16]);
+                let (mut f, mut b, [mut nf, mut nb, mut same]) = ([0.0; 16], [0.0; 16], [[0; 16]; 3]);
                 // SAFETY: arrays of 16.
                 unsafe {
                     lanes.load_f16(self.0.as_ptr()).store(f.as_mut_ptr());
@@ -122,8 +122,9 @@ mod tests {
                     // Widened as one type and rounded to the other, every kind of rounding occurs.
                     L::store_f16::<false>(lanes.load_bf16(self.0.as_ptr()), nf.as_mut_ptr());
                     L::store_bf16::<false>(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
+                    L::store_bf16::<false>(lanes.load_bf16(self.0.as_ptr()), same.as_mut_ptr());
                 }
-                (f, b, nf, nb)
+                (f, b, [nf, nb, same])
             }
         }
         struct Narrow([f32; 16]);
@@ -154,9 +155,11 @@ mod tests {
             }
             for start in (0..=u16::MAX).step_by(16) {
                 let h: [u16; 16] = core::array::from_fn(|i| start + i as u16);
-                let (f, b, nf, nb) = dispatch(isa, Convert(h));
+                let (f, b, [nf, nb, back]) = dispatch(isa, Convert(h));
                 for i in 0..16 {
                     assert!(same(f[i], widen_f16(h[i])) && same(b[i], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);
+                    // Signalling NaN too.
+                    assert!(same(widen_bf16(back[i]), widen_bf16(h[i])), "{isa:?} {:#x}: {:#x}", h[i], back[i]);
                     let (wf, wb) = (narrow_f16(widen_bf16(h[i])), narrow_bf16(widen_f16(h[i])));
                     assert!(same(widen_f16(nf[i]), widen_f16(wf)), "{isa:?} {:#x}: {:#x} {wf:#x}", h[i], nf[i]);
                     // A half that is NaN has more than bfloat16 has room for.

@@ -89,8 +89,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     #[cfg(feature = "half")]
     unsafe fn load_bf16(self, p: *const u16) -> Self::F32;
     /// Rounds to bfloat16, likewise. NaN has zeros in its lower 16 bits: it is a widened one, or an operation made it of
-    /// numbers, and constants that are NaN are the plain one. So rounding one cannot carry into its exponent, and it takes no
-    /// test (maps in cache: 1.17 to 1.2 times as fast on AVX2, 1.15 on AVX-512).
+    /// numbers. Of constants that are NaN tables have the plain one, and groups are made where none is. So rounding one cannot carry
+    /// into its exponent, and it takes no test (maps in cache: 1.17 to 1.2 times as fast on AVX2, 1.15 on AVX-512).
     ///
     /// # Safety
     /// As for [`Lanes::store_f16`].

@@ -136,7 +136,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
         }
     }
 
-    /// Those of [`GROUP`] elements from `e` on, a multiple of as many, which suffice.
+    /// Those of [`GROUP`] elements from `e` on, a multiple of as many, which suffice and are not NaN.
     ///
     /// # Safety
     /// As for [`Constants::make`].
