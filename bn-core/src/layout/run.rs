@@ -124,7 +124,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
         let (to, narrow) = (table.wrapping_add(order.of(e)), one_by_one(&k.narrow));
         for i in 0..K {
             // The plain NaN for any: see [`Lanes::store_bf16`].
-            let v = if narrow[i] == narrow[i] { narrow[i] } else { Scalar::from_f64(f64::NAN) };
+            let v = if narrow[i].to_f64().is_nan() { Scalar::from_f64(f64::NAN) } else { narrow[i] };
             // SAFETY: by the caller.
             unsafe { *to.add(i * order.apart) = v };
         }
