@@ -172,92 +172,84 @@ fn nans<P: bytemuck::Pod>(infinity: P) -> [P; 4] {
     [of(&mut low, 0), of(&mut low, 0x80), of(&mut all, 0), of(&mut all, 0x80)]
 }
 
+/// dx, of an x and a y that are the same everywhere.
+fn dx_of<T: Number>(
+    bn: &BatchNorm<T>,
+    x: &[T],
+    dy: &[T],
+    gamma: &[T::Param],
+    statistics: Statistics<'_, T::Param>,
+    dresidual: Option<&mut [T]>,
+) -> Vec<T> {
+    let (mut dx, mut ws) = (x.to_vec(), vec![0; bn.workspace_best(Op::Backward, 1)]);
+    let input = BackwardInput { x, y: Some(x), dy, gamma: Some(gamma), statistics };
+    let dresidual = dresidual.map(Into::into);
+    let output = Gradients { dx: Some((&mut dx[..]).into()), dresidual, ..Gradients::default() };
+    bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+    dx
+}
+
 /// Whatever its payload, NaN makes nothing else of a result: not where it is rounded to a shorter type either.
 fn any_nan<T: Number>(shape: Shape, activation: Activation) {
     let (c, one) = (shape.channels(), T::Param::from(1.0));
-    let bn = BatchNorm::<T>::new(shape, 1e-5).unwrap().with_activation(activation).unwrap();
+    let (ones, params, count) = (vec![T::of(1.5); shape.len()], vec![one; c], (shape.len() / c) as u64);
+    let moments = vec![Moments { count, mean: 1.0, m2: count as f64 }; c];
+    let plain = Affine::new(&params, &params);
     // One in a group of eight, in another place of each.
-    let odd = |channel: usize| channel % 9 == 2;
-    let channel_of = |i: usize| (0..c).find(|&channel| places(shape, channel).any(|at| at == i)).unwrap();
-    let of_channel: Vec<usize> = (0..shape.len()).map(channel_of).collect();
-    let there = |i: usize| i % 5 == 2;
-    let ones = vec![T::of(1.5); shape.len()];
-    let params = vec![one; c];
-    let run_ws = bn.workspace_best(Op::Backward, 1).max(bn.workspace_best(Op::Inference, 1));
-    let is_nan = |v: T| -> bool { v.into().is_nan() };
+    let odd: Vec<usize> = (2..c).step_by(9).collect();
+    let (mut of_odd, there) = (vec![false; shape.len()], |i: usize| i % 5 == 2);
+    for &channel in &odd {
+        places(shape, channel).for_each(|i| of_odd[i] = true);
+    }
+    let of_odd = |i: usize| of_odd[i];
     for isa in Isa::available() {
-        let (bn, mut ws) = (bn.with_isa(isa), vec![0; run_ws]);
+        let bn = BatchNorm::<T>::new(shape, 1e-5).unwrap().with_activation(activation).unwrap().with_isa(isa);
+        let (mut y, ops) = (ones.clone(), [Op::Inference, Op::ForwardTraining]);
+        let mut ws = vec![0; ops.map(|op| bn.workspace_best(op, 1)).into_iter().max().unwrap()];
         let check = |what: &str, got: &[T], expected: &dyn Fn(usize) -> bool| {
-            let wrong = (0..shape.len()).find(|&i| is_nan(got[i]) != expected(i));
+            let wrong = (0..shape.len()).find(|&i| got[i].into().is_nan() != expected(i));
             let got = wrong.map(|i| got[i]);
             assert_eq!(wrong, None, "{what}: {got:?}, {bn:?}, {}", core::any::type_name::<T>());
         };
         for nan in nans(T::Param::from(f32::INFINITY)) {
-            let with: Vec<T::Param> = (0..c).map(|channel| if odd(channel) { nan } else { one }).collect();
-            let by_channel = |i: usize| odd(of_channel[i]);
-            let parameters = [&with, &params, &params, &params];
+            let mut with = params.clone();
+            odd.iter().for_each(|&channel| with[channel] = nan);
             for (k, what) in ["gamma", "beta", "mean", "var"].into_iter().enumerate() {
-                let [gamma, beta, mean, var] = core::array::from_fn(|i| parameters[(i + 4 - k) % 4]);
-                let (mut y, affine) = (ones.clone(), Affine::new(gamma, beta));
-                bn.inference(&ones, None, affine, mean, var, &mut y[..], Run::serial(&mut ws)).unwrap();
-                check(what, &y, &by_channel);
-                bn.inference(&ones, Some(&ones), affine, mean, var, &mut y[..], Run::serial(&mut ws)).unwrap();
-                check(what, &y, &by_channel);
-                let prepared: Vec<Prepared<T::Param>> =
-                    (0..c).map(|i| Prepared { mean: mean[i], scale: gamma[i], shift: beta[i] }).collect();
+                let [gamma, beta, mean, var] = core::array::from_fn(|i| if i == k { &with } else { &params });
+                let affine = Affine::new(gamma, beta);
+                for residual in [None, Some(&ones[..])] {
+                    bn.inference(&ones, residual, affine, mean, var, &mut y[..], Run::serial(&mut ws)).unwrap();
+                    check(what, &y, &of_odd);
+                }
                 if what != "var" {
+                    let of = |i: usize| Prepared { mean: mean[i], scale: gamma[i], shift: beta[i] };
+                    let prepared: Vec<_> = (0..c).map(of).collect();
                     bn.apply(&ones, None, &prepared, &mut y[..], Run::serial(&mut ws)).unwrap();
-                    check(what, &y, &by_channel);
+                    check(what, &y, &of_odd);
                 }
-                if k == 0 {
-                    let n = (shape.len() / c) as f64;
-                    let moments: Vec<Moments> = (0..c).map(|_| Moments { count: n as u64, mean: 1.0, m2: n }).collect();
-                    for statistics in [Statistics::Batch(&moments), Statistics::Running { mean, var }] {
-                        let mut dx = ones.clone();
-                        let input =
-                            BackwardInput { x: &ones, y: Some(&ones), dy: &ones, gamma: Some(gamma), statistics };
-                        let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
-                        bn.backward(input, output, Run::serial(&mut ws)).unwrap();
-                        check("dx", &dx, &by_channel);
-                    }
-                }
+            }
+            for statistics in [Statistics::Batch(&moments), Statistics::Running { mean: &params, var: &params }] {
+                check("dx", &dx_of(&bn, &ones, &ones, &with, statistics, None), &of_odd);
             }
         }
         for nan in nans(f64::INFINITY) {
-            let n = (shape.len() / c) as f64;
-            for of_mean in [true, false] {
-                let m = |channel: usize| match (odd(channel), of_mean) {
-                    (false, _) => Moments { count: n as u64, mean: 1.0, m2: n },
-                    (true, true) => Moments { count: n as u64, mean: nan, m2: n },
-                    (true, false) => Moments { count: n as u64, mean: 1.0, m2: nan },
-                };
-                let (moments, mut y): (Vec<Moments>, _) = ((0..c).map(m).collect(), ones.clone());
-                let affine = Affine::new(&params, &params);
-                bn.normalize(&ones, None, affine, &moments, &mut y[..], Run::serial(&mut ws)).unwrap();
-                check("moments", &y, &|i| odd(of_channel[i]));
-                let (mut dx, statistics) = (ones.clone(), Statistics::Batch(&moments));
-                let input = BackwardInput { x: &ones, y: Some(&ones), dy: &ones, gamma: Some(&params), statistics };
-                let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
-                bn.backward(input, output, Run::serial(&mut ws)).unwrap();
-                check("dx by moments", &dx, &|i| odd(of_channel[i]));
+            for spoil in [|m: &mut Moments, nan| m.mean = nan, |m: &mut Moments, nan| m.m2 = nan] {
+                let mut moments = moments.clone();
+                odd.iter().for_each(|&channel| spoil(&mut moments[channel], nan));
+                bn.normalize(&ones, None, plain, &moments, &mut y[..], Run::serial(&mut ws)).unwrap();
+                check("moments", &y, &of_odd);
+                let dx = dx_of(&bn, &ones, &ones, &params, Statistics::Batch(&moments), None);
+                check("dx by moments", &dx, &of_odd);
             }
         }
         for nan in nans(T::of(f64::INFINITY)) {
             let with: Vec<T> = (0..shape.len()).map(|i| if there(i) { nan } else { T::of(1.5) }).collect();
-            let (mut y, affine) = (ones.clone(), Affine::new(&params, &params));
-            bn.inference(&with, None, affine, &params, &params, &mut y[..], Run::serial(&mut ws)).unwrap();
-            check("x", &y, &there);
-            bn.inference(&ones, Some(&with), affine, &params, &params, &mut y[..], Run::serial(&mut ws)).unwrap();
-            check("residual", &y, &there);
-            let (mut dx, mut dresidual) = (ones.clone(), ones.clone());
-            let statistics = Statistics::Running { mean: &params, var: &params };
-            let input = BackwardInput { x: &ones, y: Some(&ones), dy: &with, gamma: Some(&params), statistics };
-            let output = Gradients {
-                dx: Some((&mut dx[..]).into()),
-                dresidual: Some((&mut dresidual[..]).into()),
-                ..Gradients::default()
-            };
-            bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+            for (what, x, residual) in [("x", &with, None), ("residual", &ones, Some(&with[..]))] {
+                bn.inference(x, residual, plain, &params, &params, &mut y[..], Run::serial(&mut ws)).unwrap();
+                check(what, &y, &there);
+            }
+            let (statistics, mut dresidual) = (Statistics::Running { mean: &params, var: &params }, ones.clone());
+            let dx = dx_of(&bn, &ones, &with, &params, statistics, Some(&mut dresidual));
             check("dx", &dx, &there);
             check("dresidual", &dresidual, &there);
         }

@@ -114,7 +114,7 @@ mod tests {
             type Output = ([f32; 16], [f32; 16], [[u16; 16]; 3]);
             #[inline(always)]
             fn run<L: Lanes>(self, lanes: L) -> Self::Output {
-                let (mut f, mut b, [mut nf, mut nb, mut same]) = ([0.0; 16], [0.0; 16], [[0; 16]; 3]);
+                let (mut f, mut b, [mut nf, mut nb, mut back]) = ([0.0; 16], [0.0; 16], [[0; 16]; 3]);
                 // SAFETY: arrays of 16.
                 unsafe {
                     lanes.load_f16(self.0.as_ptr()).store(f.as_mut_ptr());
@@ -122,9 +122,9 @@ mod tests {
                     // Widened as one type and rounded to the other, every kind of rounding occurs.
                     L::store_f16::<false>(lanes.load_bf16(self.0.as_ptr()), nf.as_mut_ptr());
                     L::store_bf16::<false>(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
-                    L::store_bf16::<false>(lanes.load_bf16(self.0.as_ptr()), same.as_mut_ptr());
+                    L::store_bf16::<false>(lanes.load_bf16(self.0.as_ptr()), back.as_mut_ptr());
                 }
-                (f, b, [nf, nb, same])
+                (f, b, [nf, nb, back])
             }
         }
         struct Narrow([f32; 16]);
@@ -146,8 +146,9 @@ mod tests {
         for isa in Isa::available() {
             for v in floats.as_chunks::<16>().0 {
                 // NaN as vectors have it where they are rounded to bfloat16.
-                let v = &v.map(|v| if v.is_nan() { f32::from_bits(v.to_bits() & 0xffff_0000 | 0x40_0000) } else { v });
-                let [f, b] = dispatch(isa, Narrow(*v));
+                let nan = |v: f32| f32::from_bits(v.to_bits() & 0xffff_0000 | 0x40_0000);
+                let [f, _] = dispatch(isa, Narrow(*v));
+                let [_, b] = dispatch(isa, Narrow(v.map(|v| if v.is_nan() { nan(v) } else { v })));
                 for i in 0..16 {
                     assert!(same(widen_f16(f[i]), widen_f16(narrow_f16(v[i]))), "{isa:?} {:#x}", v[i].to_bits());
                     assert!(same(widen_bf16(b[i]), widen_bf16(narrow_bf16(v[i]))), "{isa:?} {:#x}", v[i].to_bits());
@@ -162,9 +163,9 @@ mod tests {
                     assert!(same(widen_bf16(back[i]), widen_bf16(h[i])), "{isa:?} {:#x}: {:#x}", h[i], back[i]);
                     let (wf, wb) = (narrow_f16(widen_bf16(h[i])), narrow_bf16(widen_f16(h[i])));
                     assert!(same(widen_f16(nf[i]), widen_f16(wf)), "{isa:?} {:#x}: {:#x} {wf:#x}", h[i], nf[i]);
-                    // A half that is NaN has more than bfloat16 has room for.
-                    let nan = widen_f16(h[i]).is_nan();
-                    assert!(nan || same(widen_bf16(nb[i]), widen_bf16(wb)), "{isa:?} {:#x}", h[i]);
+                    // A half that is NaN may have more in it than bfloat16 has room for.
+                    let more = widen_f16(h[i]).is_nan() && widen_f16(h[i]).to_bits() & 0xffff != 0;
+                    assert!(more || same(widen_bf16(nb[i]), widen_bf16(wb)), "{isa:?} {:#x}", h[i]);
                 }
             }
         }

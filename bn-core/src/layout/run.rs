@@ -124,15 +124,9 @@ impl<E: Element, const K: usize> Constants<E, K> {
         let (to, narrow) = (table.wrapping_add(order.of(e)), one_by_one(&k.narrow));
         for i in 0..K {
             // The plain NaN for any: see [`Lanes::store_bf16`].
-            let v = if narrow[i].to_f64().is_nan() { Scalar::from_f64(f64::NAN) } else { narrow[i] };
+            let suffices = k.safe && !narrow[i].to_f64().is_nan();
             // SAFETY: by the caller.
-            unsafe { *to.add(i * order.apart) = v };
-        }
-        if !k.safe {
-            for i in 0..K {
-                // SAFETY: by the caller.
-                unsafe { *to.add(i * order.apart) = Scalar::from_f64(f64::NAN) };
-            }
+            unsafe { *to.add(i * order.apart) = if suffices { narrow[i] } else { Scalar::from_f64(f64::NAN) } };
         }
     }
 
