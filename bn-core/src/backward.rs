@@ -1,6 +1,6 @@
 //! The backward pass, and its two stages.
 
-use crate::activation::Activation;
+use crate::activation::{ANY, Activation};
 use crate::batch_norm::{ABSENT, Affine, BatchNorm, Op, Output, entry, length_of};
 use crate::dispatch::{Task, dispatch};
 use crate::double::{is_below, is_zero, sqrt};
@@ -878,7 +878,7 @@ impl<T: Element> Gradients<'_, T> {
 pub(crate) struct SumSink<'a, P> {
     sums: Sums,
     /// What was summed.
-    op: &'a GradientSums<'a, P, false>,
+    op: &'a GradientSums<'a, P, ANY>,
     /// Σ (x − mean)/n, where that is not measured.
     off: &'a dyn OfChannel<f64>,
 }

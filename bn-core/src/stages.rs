@@ -6,6 +6,7 @@
 //! Where elements are taken one by one code has to be small: there one instance serves all calls of a kind, and an
 //! operand that is not there is another one, whose value makes no difference.
 
+use crate::activation::{ANY, LIMITS, PLAIN, UNDO};
 use crate::backward::SumSink;
 use crate::element::sealed::Storage;
 use crate::engine::Engine;
@@ -14,7 +15,7 @@ use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen};
 use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::moments::MomentSums;
-use crate::kernel::normalize::{ANY, LIMITS, Normalize, PLAIN};
+use crate::kernel::normalize::Normalize;
 use crate::layout::{Channels, Place};
 
 /// The passes for one element type. The second input of [`Stages::normalize`] is there if the operation says so.
@@ -52,7 +53,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn sum_gradients(
         e: &Engine,
-        op: &GradientSums<'_, Self::Compute, false>,
+        op: &GradientSums<'_, Self::Compute, ANY>,
         inputs: &Backward<Self>,
         band: Channels,
         sink: &SumSink<'_, Self::Compute>,
@@ -62,7 +63,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn apply(
         e: &Engine,
-        op: &Apply<'_, Self::Compute, false>,
+        op: &Apply<'_, Self::Compute, ANY>,
         inputs: &Backward<Self>,
         to: &Outputs<Self>,
         band: Channels,
@@ -72,7 +73,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn apply_frozen(
         e: &Engine,
-        op: &ApplyFrozen<'_, Self::Compute>,
+        op: &ApplyFrozen<'_, Self::Compute, ANY>,
         inputs: &Backward<Self>,
         to: &Outputs<Self>,
         band: Channels,
@@ -155,7 +156,7 @@ macro_rules! stages {
 
             unsafe fn sum_gradients(
                 e: &Engine,
-                op: &GradientSums<'_, Self::Compute, false>,
+                op: &GradientSums<'_, Self::Compute, ANY>,
                 inputs: &Backward<Self>,
                 band: Channels,
                 sink: &SumSink<'_, Self::Compute>,
@@ -168,20 +169,23 @@ macro_rules! stages {
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
                     if op.inverse != 1.0 {
-                        return e.reduce::<$t, _, _, 2, 2, 2, 2>(&op.undoing(), two, band, sink, run);
+                        return e.reduce::<$t, _, _, 2, 2, 2, 2>(&op.as_kind::<UNDO>(), two, band, sink, run);
                     }
-                    match (inputs.masked, op.measure) {
-                        (false, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
-                        (false, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
-                        (true, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, all, band, sink, run),
-                        (true, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, all, band, sink, run),
+                    let limits = &op.as_kind::<LIMITS>();
+                    match (inputs.masked, op.activation.shrinks(), op.measure) {
+                        (false, _, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
+                        (false, _, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
+                        (true, false, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(limits, all, band, sink, run),
+                        (true, false, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(limits, all, band, sink, run),
+                        (true, true, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, all, band, sink, run),
+                        (true, true, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, all, band, sink, run),
                     }
                 }
             }
 
             unsafe fn apply(
                 e: &Engine,
-                op: &Apply<'_, Self::Compute, false>,
+                op: &Apply<'_, Self::Compute, ANY>,
                 inputs: &Backward<Self>,
                 to: &Outputs<Self>,
                 band: Channels,
@@ -195,24 +199,27 @@ macro_rules! stages {
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
                     let Outputs { places: to @ [one @ .., _], both } = to;
                     if op.inverse != 1.0 {
-                        let op = &op.undoing();
+                        let op = &op.as_kind::<UNDO>();
                         return match both {
                             false => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
                             true => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
                         };
                     }
-                    match (inputs.masked, both) {
-                        (false, false) => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
-                        (false, true) => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
-                        (true, false) => e.map::<$t, _, 3, 2, 5, 1>(op, all, one, band, run),
-                        (true, true) => e.map::<$t, _, 3, 2, 5, 2>(op, all, to, band, run),
+                    let limits = &op.as_kind::<LIMITS>();
+                    match (inputs.masked, op.activation.shrinks(), both) {
+                        (false, _, false) => e.map::<$t, _, 2, 2, 5, 1>(op, two, one, band, run),
+                        (false, _, true) => e.map::<$t, _, 2, 2, 5, 2>(op, two, to, band, run),
+                        (true, false, false) => e.map::<$t, _, 3, 2, 5, 1>(limits, all, one, band, run),
+                        (true, false, true) => e.map::<$t, _, 3, 2, 5, 2>(limits, all, to, band, run),
+                        (true, true, false) => e.map::<$t, _, 3, 2, 5, 1>(op, all, one, band, run),
+                        (true, true, true) => e.map::<$t, _, 3, 2, 5, 2>(op, all, to, band, run),
                     }
                 }
             }
 
             unsafe fn apply_frozen(
                 e: &Engine,
-                op: &ApplyFrozen<'_, Self::Compute>,
+                op: &ApplyFrozen<'_, Self::Compute, ANY>,
                 inputs: &Backward<Self>,
                 to: &Outputs<Self>,
                 band: Channels,
@@ -225,11 +232,14 @@ macro_rules! stages {
                         return e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run);
                     }
                     let [dy @ .., _] = two;
-                    match (inputs.masked, both) {
-                        (false, false) => e.map::<$t, _, 1, 1, 1, 1>(op, dy, one, band, run),
-                        (false, true) => e.map::<$t, _, 1, 1, 1, 2>(op, dy, to, band, run),
-                        (true, false) => e.map::<$t, _, 2, 1, 1, 1>(op, two, one, band, run),
-                        (true, true) => e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run),
+                    let limits = &op.as_kind::<LIMITS>();
+                    match (inputs.masked, op.activation.shrinks(), both) {
+                        (false, _, false) => e.map::<$t, _, 1, 1, 1, 1>(op, dy, one, band, run),
+                        (false, _, true) => e.map::<$t, _, 1, 1, 1, 2>(op, dy, to, band, run),
+                        (true, false, false) => e.map::<$t, _, 2, 1, 1, 1>(limits, two, one, band, run),
+                        (true, false, true) => e.map::<$t, _, 2, 1, 1, 2>(limits, two, to, band, run),
+                        (true, true, false) => e.map::<$t, _, 2, 1, 1, 1>(op, two, one, band, run),
+                        (true, true, true) => e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run),
                     }
                 }
             }

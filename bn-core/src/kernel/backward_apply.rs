@@ -16,10 +16,10 @@
 use super::constants::{GROUP, Group, Source, all, each};
 use super::normalize::scales;
 use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
-use crate::activation::{Rectifier, Rectify};
+use crate::activation::{ANY, Rectifier, Rectify, UNDO};
 use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
-use crate::lanes::{Base, Lanes, Real, Scalar};
+use crate::lanes::{Lanes, Real, Scalar};
 
 /// The constants E_hi, μ_hi, c, b, s of a channel.
 ///
@@ -97,10 +97,9 @@ pub(crate) fn scales_of_group<S: Scalar>(to: &mut [[S; GROUP]; 1], s: &Group) ->
     all(|i| factor_is_inside::<S>(s[i]))
 }
 
-/// The elementwise part of the backward pass through batch statistics. `UNDO`: y is read in the place of x, and what the
-/// activation did undone.
+/// The elementwise part of the backward pass through batch statistics, for a kind of activation.
 #[derive(Clone, Copy)]
-pub(crate) struct Apply<'a, S, const UNDO: bool> {
+pub(crate) struct Apply<'a, S, const KIND: u8> {
     pub(crate) activation: &'a Rectifier<S>,
     /// Where x is taken from y: the factor of negative values that undoes the activation. Else 1.
     pub(crate) inverse: S,
@@ -110,35 +109,42 @@ pub(crate) struct Apply<'a, S, const UNDO: bool> {
 
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
-pub(crate) struct ApplyFrozen<'a, S> {
+pub(crate) struct ApplyFrozen<'a, S, const KIND: u8> {
     pub(crate) activation: &'a Rectifier<S>,
     /// s of a channel.
     pub(crate) coefficients: &'a dyn Source<S, 1>,
 }
 
-impl<'a, S: Scalar> Apply<'a, S, false> {
-    /// The same for y in the place of x.
-    pub(crate) fn undoing(&self) -> Apply<'a, S, true> {
+impl<'a, S: Scalar> Apply<'a, S, ANY> {
+    /// The same for what is known of the activation.
+    pub(crate) fn as_kind<const KIND: u8>(&self) -> Apply<'a, S, KIND> {
         Apply { activation: self.activation, inverse: self.inverse, coefficients: self.coefficients }
     }
 }
 
-impl<S: Scalar, const UNDO: bool> Apply<'_, S, UNDO> {
+impl<'a, S: Scalar> ApplyFrozen<'a, S, ANY> {
+    /// The same for what is known of the activation.
+    pub(crate) fn as_kind<const KIND: u8>(&self) -> ApplyFrozen<'a, S, KIND> {
+        ApplyFrozen { activation: self.activation, coefficients: self.coefficients }
+    }
+}
+
+impl<S: Scalar, const KIND: u8> Apply<'_, S, KIND> {
     fn inverse(&self) -> S {
         self.inverse
     }
 }
 
-impl<S: Scalar> ApplyFrozen<'_, S> {
+impl<S: Scalar, const KIND: u8> ApplyFrozen<'_, S, KIND> {
     fn inverse(&self) -> S {
         S::ONE
     }
 }
 
 macro_rules! map {
-    ($op:ty, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
+    ($op:ty, [$($kind:ident)?], $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
      |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        impl<E: Element> Map<E, $i, $j, $k, $o> for $op {
+        impl<E: Element $(, const $kind: u8)?> Map<E, $i, $j, $k, $o> for $op {
             const EXACT: bool = true;
             type Ready<R: Real> = (R, Rectify<R>);
 
@@ -183,9 +189,10 @@ macro_rules! map {
 }
 
 macro_rules! batch {
-    ($undo:literal, $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+    ($kind:ident, [$($any:ident)?], $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         map!(
-            Apply<'_, E::Compute, $undo>,
+            Apply<'_, E::Compute, $kind>,
+            [$($any)?],
             5,
             $i,
             2,
@@ -198,27 +205,31 @@ macro_rules! batch {
 }
 
 macro_rules! frozen {
-    ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        map!(ApplyFrozen<'_, E::Compute>, 1, $i, 1, $o, |v, k| v[0] * k[0], |$ready, $x| $before, |$w, $dx| $outputs);
+    ($kind:ident, [$($any:ident)?], $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+        map!(
+            ApplyFrozen<'_, E::Compute, $kind>,
+            [$($any)?],
+            1,
+            $i,
+            1,
+            $o,
+            |v, k| v[0] * k[0],
+            |$ready, $x| $before,
+            |$w, $dx| $outputs
+        );
     };
 }
 
-/// x, which where elements are taken one by one may be y, and dy behind the mask.
-#[inline(always)]
-fn masked<R: Real>(ready: &(R, Rectify<R>), [x, dy, y]: [R; 3]) -> [R; 2] {
-    [if Base::SINGLE { ready.1.undo(ready.0, x) } else { x }, ready.1.backward(y, dy)]
-}
-
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
-batch!(false, 2, 1, |_ready, x| x, |_v, dx| [dx]);
-batch!(false, 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
-batch!(false, 3, 1, |ready, x| masked(ready, x), |_v, dx| [dx]);
-batch!(false, 3, 2, |ready, x| masked(ready, x), |v, dx| [dx, v[1]]);
+batch!(ANY, [], 2, 1, |_ready, x| x, |_v, dx| [dx]);
+batch!(ANY, [], 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
+batch!(KIND, [KIND], 3, 1, |ready, x| ready.1.masked::<KIND>(ready.0, x), |_v, dx| [dx]);
+batch!(KIND, [KIND], 3, 2, |ready, x| ready.1.masked::<KIND>(ready.0, x), |v, dx| [dx, v[1]]);
 // Inputs y, dy.
-batch!(true, 2, 1, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |_v, dx| [dx]);
-batch!(true, 2, 2, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |v, dx| [dx, v[1]]);
+batch!(UNDO, [], 2, 1, |ready, x| ready.1.undone(ready.0, x), |_v, dx| [dx]);
+batch!(UNDO, [], 2, 2, |ready, x| ready.1.undone(ready.0, x), |v, dx| [dx, v[1]]);
 // Inputs dy; with an activation dy, y.
-frozen!(1, 1, |_ready, x| x, |_v, dx| [dx]);
-frozen!(1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
-frozen!(2, 1, |ready, x| [ready.1.backward(x[1], x[0])], |_v, dx| [dx]);
-frozen!(2, 2, |ready, x| [ready.1.backward(x[1], x[0])], |v, dx| [dx, v[0]]);
+frozen!(ANY, [], 1, 1, |_ready, x| x, |_v, dx| [dx]);
+frozen!(ANY, [], 1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
+frozen!(KIND, [KIND], 2, 1, |ready, x| [ready.1.backward::<KIND>(x[1], x[0])], |_v, dx| [dx]);
+frozen!(KIND, [KIND], 2, 2, |ready, x| [ready.1.backward::<KIND>(x[1], x[0])], |v, dx| [dx, v[0]]);

@@ -19,16 +19,16 @@
 //!    is done again in f64.
 
 use super::{OfChannel, Reduction, of_some};
-use crate::activation::{Rectifier, Rectify};
+use crate::activation::{ANY, Rectifier, Rectify, UNDO};
 use crate::double::{is_below, is_finite};
 use crate::element::Element;
-use crate::lanes::{Base, Lanes, Real, Scalar};
+use crate::lanes::{Real, Scalar};
 use crate::layout::{Channels, MOST_LANES};
 
-/// Σ e and Σ e·(x − μ), relative to the pivot. `UNDO`: y is read in the place of x, and what the activation did undone.
-/// (One kernel for both, with an inverse that does nothing, was a third slower in cache.)
+/// Σ e and Σ e·(x − μ), relative to the pivot, for a kind of activation. (One kernel with an inverse that does nothing where x is
+/// read was a third slower in cache.)
 #[derive(Clone, Copy)]
-pub(crate) struct GradientSums<'a, S, const UNDO: bool> {
+pub(crate) struct GradientSums<'a, S, const KIND: u8> {
     pub(crate) activation: &'a Rectifier<S>,
     /// Where x is taken from y: the factor of negative values that undoes the activation. Else 1.
     pub(crate) inverse: S,
@@ -41,17 +41,17 @@ pub(crate) struct GradientSums<'a, S, const UNDO: bool> {
     pub(crate) centre: &'a dyn OfChannel<f64>,
 }
 
-impl<'a, S: Scalar> GradientSums<'a, S, false> {
-    /// The same for y in the place of x.
-    pub(crate) fn undoing(&self) -> GradientSums<'a, S, true> {
+impl<'a, S: Scalar> GradientSums<'a, S, ANY> {
+    /// The same for what is known of the activation.
+    pub(crate) fn as_kind<const KIND: u8>(&self) -> GradientSums<'a, S, KIND> {
         let GradientSums { activation, inverse, pivot, measure, centre } = *self;
         GradientSums { activation, inverse, pivot, measure, centre }
     }
 }
 
 macro_rules! reduction {
-    ($undo:literal, $i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
-        impl<E: Element> Reduction<E, $i, 2, 2, $n> for GradientSums<'_, E::Compute, $undo> {
+    ($kind:ident, [$($any:ident)?], $i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
+        impl<E: Element $(, const $any: u8)?> Reduction<E, $i, 2, 2, $n> for GradientSums<'_, E::Compute, $kind> {
             const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
             const PASSES: usize = 1;
@@ -117,17 +117,14 @@ macro_rules! reduction {
 
 // Σ e, Σ e·d; and Σ d.
 macro_rules! reductions {
-    ($undo:literal, $i:literal, |$ready:ident, $x:ident| $values:expr) => {
-        reduction!($undo, $i, 2, |$ready, $x| $values, |e, d| [e, e * d]);
-        reduction!($undo, $i, 3, |$ready, $x| $values, |e, d| [e, e * d, d]);
+    ($kind:ident, [$($any:ident)?], $i:literal, |$ready:ident, $x:ident| $values:expr) => {
+        reduction!($kind, [$($any)?], $i, 2, |$ready, $x| $values, |e, d| [e, e * d]);
+        reduction!($kind, [$($any)?], $i, 3, |$ready, $x| $values, |e, d| [e, e * d, d]);
     };
 }
 
-// Inputs x, dy; with an activation x, dy, y. Where elements are taken one by one x may be y there.
-reductions!(false, 2, |_ready, x| x);
-reductions!(false, 3, |ready, x| {
-    let input = if Base::SINGLE { ready.1.undo(ready.0, x[0]) } else { x[0] };
-    [input, ready.1.backward(x[2], x[1])]
-});
+// Inputs x, dy; with an activation x, dy, y.
+reductions!(ANY, [], 2, |_ready, x| x);
+reductions!(KIND, [KIND], 3, |ready, x| ready.1.masked::<KIND>(ready.0, x));
 // Inputs y, dy.
-reduction!(true, 2, 2, |ready, x| [ready.1.undo(ready.0, x[0]), ready.1.backward(x[0], x[1])], |e, d| [e, e * d]);
+reduction!(UNDO, [], 2, 2, |ready, x| ready.1.undone(ready.0, x), |e, d| [e, e * d]);

@@ -105,8 +105,9 @@ pub(crate) fn entries<P: Param>(slice: Option<&[P]>, first: usize, absent: f64) 
 mod tests {
     use super::*;
     use crate::activation::Rectifier;
+    use crate::activation::{ANY, PLAIN};
     use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
-    use crate::kernel::normalize::{Normalize, PLAIN, split, split_group};
+    use crate::kernel::normalize::{Normalize, split, split_group};
     use crate::kernel::{Map, factor_is_inside};
     use crate::lanes::Scalar;
 
@@ -231,9 +232,9 @@ mod tests {
         let forward = Normalize::<f32, PLAIN, true> { activation, residual: true, coefficients: &Groups };
         asks::<_, 1, 1, 3, 1>(forward);
         asks::<_, 2, 2, 3, 1>(forward);
-        let backward = Apply::<f32, false> { activation, inverse: 1.0, coefficients: &Groups };
+        let backward = Apply::<f32, ANY> { activation, inverse: 1.0, coefficients: &Groups };
         asks::<_, 2, 2, 5, 1>(backward);
         asks::<_, 3, 2, 5, 2>(backward);
-        asks::<_, 1, 1, 1, 1>(ApplyFrozen { activation, coefficients: &Groups });
+        asks::<_, 1, 1, 1, 1>(ApplyFrozen::<f32, ANY> { activation, coefficients: &Groups });
     }
 }

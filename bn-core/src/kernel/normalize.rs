@@ -17,7 +17,7 @@
 
 use super::constants::{GROUP, Group, Source, all, each};
 use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
-use crate::activation::{Rectifier, Rectify};
+use crate::activation::{ANY, LIMITS, PLAIN, Rectifier, Rectify};
 use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
 use crate::lanes::{Base, Lanes, Real, Scalar};
@@ -103,11 +103,6 @@ pub(crate) fn inverse_std(variance: f64, epsilon: f64) -> f64 {
     let v = variance + epsilon;
     if is_zero(v) { 0.0 } else { 1.0 / sqrt(v) }
 }
-
-/// No activation; ReLU or clamp, which take two instructions; any, which takes five.
-pub(crate) const PLAIN: u8 = 0;
-pub(crate) const LIMITS: u8 = 1;
-pub(crate) const ANY: u8 = 2;
 
 /// The elementwise part of the forward pass, for a kind of activation; exact where a channel's constants may ask for f64.
 #[derive(Clone, Copy)]

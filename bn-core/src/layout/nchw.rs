@@ -739,7 +739,7 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        Elements { from, to: into, width }.map::<L, M, J, K>(lanes, op, ready, k, stream);
+        Elements { from, to: into, width }.map::<L, M, J, K, false>(lanes, op, ready, k, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);

@@ -601,8 +601,13 @@ unsafe fn sum_rows<L, E, R, const I: usize, const J: usize, const K: usize, cons
             while at + L::ABREAST * lanes_of <= seg.width {
                 if L::ABREAST == 4 {
                     sum_vectors::<L, E, R, I, J, K, N, T, 4>(lanes, ready, rows, visits, at, [record, second], ends);
-                } else {
+                } else if I < 3 {
                     sum_vectors::<L, E, R, I, J, K, N, T, 2>(lanes, ready, rows, visits, at, [record, second], ends);
+                } else {
+                    // Three inputs and a mask leave no registers for a second vector (AVX2: 1.01 to 1.1 times as fast).
+                    let next = [record.wrapping_add((K + N) * lanes_of), second.wrapping_add(N * lanes_of)];
+                    sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, visits, at, [record, second], ends);
+                    sum_vectors::<L, E, R, I, J, K, N, T, 1>(lanes, ready, rows, visits, at + lanes_of, next, ends);
                 }
                 at += L::ABREAST * lanes_of;
                 record = record.wrapping_add(L::ABREAST * (K + N) * lanes_of);

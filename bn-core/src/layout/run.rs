@@ -222,7 +222,9 @@ where
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         // SAFETY: who made it vouches for it.
-        unsafe { self.elements.map::<L, M, J, K>(lanes, self.op, &self.op.ready(lanes), &self.constants, self.stream) }
+        unsafe {
+            self.elements.map::<L, M, J, K, true>(lanes, self.op, &self.op.ready(lanes), &self.constants, self.stream)
+        }
     }
 }
 
@@ -233,11 +235,16 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// and that are no input. On one thread they gained 1.2 to 1.5 times beyond the last cache, and lose
     /// twice that within.
     ///
+    /// `ROWS`: whether elements have constants of their own. With that decided in the loop, its constants were variables that
+    /// registers had no room for (AVX2): 13 stores to the stack for each vector of the backward pass, which behind stores past
+    /// the caches wait for those. Where a place in the table was a whole number of pages from one of them each vector
+    /// waited for the memory (a tenth of the speed), elsewhere maps of backward were 1.05 to 1.3 times as slow.
+    ///
     /// # Safety
     /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
-    /// are there for all elements, and for a vector from each on, if the run has one.
+    /// are there for all elements, and for a vector from each on, if the run has one; their period is 0 where not `ROWS`.
     #[inline(always)]
-    pub(super) unsafe fn map<L, M, const J: usize, const K: usize>(
+    pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -263,7 +270,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             if let Some(lead) = lead
                 && lead > 0
             {
-                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, 0, lanes_of, 0, k.offset(0));
+                self.walk::<L, M, J, K, 1, false, ROWS>(lanes, op, ready, k, 0, lanes_of, 0, k.offset(0));
                 at = lead;
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
@@ -273,13 +280,19 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long).
             let lines = lead.is_some() && lanes.lines();
             let four = lines || const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
-            let parts = if four { 4 } else { 2 };
+            // One where registers have no room for two, with three inputs and a mask (AVX2 in cache: 1.12 to 1.16 times as fast).
+            let room = I < 3 || L::ABREAST == 4;
+            let parts = match (room || lead.is_some(), four) {
+                (false, _) => 1,
+                (_, false) => 2,
+                (_, true) => 4,
+            };
             // The least common multiple of a period and a vector, whose lanes are a power of two.
             let unit = k.period * (lanes_of >> k.period.trailing_zeros().min(lanes_of.trailing_zeros()));
             // In cache it is the loads of constants that are shared (1.1 to 1.4 times as fast), where registers hold two vectors.
             let page = PAGE / size_of::<E>();
             let near = L::ABREAST > 1 && (const { K <= 3 } || !unit.is_multiple_of(page));
-            let mut far = if k.period > 0 && self.width >= if near { NEAR } else { FAR } / size_of::<E>() {
+            let mut far = if ROWS && parts > 1 && self.width >= if near { NEAR } else { FAR } / size_of::<E>() {
                 div(div(self.width - at, parts), unit) * unit
             } else {
                 0
@@ -293,24 +306,24 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             let whole = (self.width - rest) / lanes_of * lanes_of;
             let offset = k.offset(at);
             if lines {
-                self.walk::<L, M, J, K, 4, true>(lanes, op, ready, k, at, far, far, offset);
+                self.walk::<L, M, J, K, 4, true, ROWS>(lanes, op, ready, k, at, far, far, offset);
             } else if lead.is_some() {
-                self.walk_streams::<L, M, J, K>(lanes, op, ready, k, at, far, parts);
-            } else if const { K > 3 } && four {
-                self.walk::<L, M, J, K, 4, false>(lanes, op, ready, k, at, far, far, offset);
-            } else {
-                self.walk::<L, M, J, K, 2, false>(lanes, op, ready, k, at, far, far, offset);
+                self.walk_streams::<L, M, J, K, ROWS>(lanes, op, ready, k, at, far, parts);
+            } else if room && const { K > 3 } && four {
+                self.walk::<L, M, J, K, 4, false, ROWS>(lanes, op, ready, k, at, far, far, offset);
+            } else if room {
+                self.walk::<L, M, J, K, 2, false, ROWS>(lanes, op, ready, k, at, far, far, offset);
             }
             let offset = k.offset(rest);
             if lead.is_some() {
-                self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, rest, whole, 0, offset);
+                self.walk::<L, M, J, K, 1, true, ROWS>(lanes, op, ready, k, rest, whole, 0, offset);
             } else {
-                self.walk::<L, M, J, K, 1, false>(lanes, op, ready, k, rest, whole, 0, offset);
+                self.walk::<L, M, J, K, 1, false, ROWS>(lanes, op, ready, k, rest, whole, 0, offset);
             }
             at = rest + whole;
             if at < self.width {
                 let check = op.checked() || !k.safe;
-                let constants = load::<L, E, K>(lanes, k, k.offset(last));
+                let constants = load::<L, E, K, ROWS>(lanes, k, k.offset(last));
                 let v = M::before(ready, tail);
                 let sum = op.join(v, M::formula(v, constants));
                 if check && !<Vec<E, L>>::all(sum.finite()) {
@@ -328,7 +341,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn walk_streams<L, M, const J: usize, const K: usize>(
+    unsafe fn walk_streams<L, M, const J: usize, const K: usize, const ROWS: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -348,7 +361,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             for part in 0..parts {
                 // SAFETY: by the caller. Parts are a whole number of periods.
                 next = unsafe {
-                    self.walk::<L, M, J, K, 1, true>(lanes, op, ready, k, at + part * far + done, turn, 0, offset)
+                    self.walk::<L, M, J, K, 1, true, ROWS>(lanes, op, ready, k, at + part * far + done, turn, 0, offset)
                 };
             }
             (done, offset) = (done + turn, next);
@@ -361,7 +374,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// They lie in the run; those that are streamed are aligned.
     #[inline(always)]
-    unsafe fn walk<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool>(
+    unsafe fn walk<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool, const ROWS: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -380,7 +393,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         while at < end {
             // SAFETY: by the caller.
             unsafe {
-                (at, offset) = self.walk_fast::<L, M, J, K, S, STREAM>(lanes, op, ready, k, at, end, far, offset);
+                (at, offset) = self.walk_fast::<L, M, J, K, S, STREAM, ROWS>(lanes, op, ready, k, at, end, far, offset);
                 if at < end {
                     for s in 0..S {
                         self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
@@ -398,7 +411,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn walk_fast<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool>(
+    unsafe fn walk_fast<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool, const ROWS: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -418,16 +431,17 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         let late = const { STREAM && S > 1 } && self.a_line_on();
         // SAFETY: by the caller.
         unsafe {
-            let mut constants = load::<L, E, K>(lanes, k, offset);
+            let same = if ROWS { [zero; K] } else { load::<L, E, K, ROWS>(lanes, k, offset) };
             let (first, mut y) = (at, [[zero; O]; S]);
             while at < end {
                 // As far as the constants go without beginning again.
-                let left = if k.period > 0 { (k.period - offset).next_multiple_of(lanes_of) } else { end - at };
+                let left = if ROWS { (k.period - offset).next_multiple_of(lanes_of) } else { end - at };
                 let stop = at + left.min(end - at);
                 let mut table = k.at.add(offset * k.order.scale);
                 offset += stop - at;
                 while at < stop {
-                    if k.period > 0 {
+                    let mut constants = same;
+                    if ROWS {
                         constants = load_table::<L, E, K>(lanes, table, k.order.apart);
                         table = table.wrapping_add(lanes_of * k.order.scale);
                     }
@@ -547,8 +561,12 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
 /// # Safety
 /// They are there.
 #[inline(always)]
-unsafe fn load<L: Lanes, E: Element, const K: usize>(lanes: L, k: &Constants<E, K>, offset: usize) -> [Vec<E, L>; K] {
-    if k.period > 0 {
+unsafe fn load<L: Lanes, E: Element, const K: usize, const ROWS: bool>(
+    lanes: L,
+    k: &Constants<E, K>,
+    offset: usize,
+) -> [Vec<E, L>; K] {
+    if ROWS {
         // SAFETY: by the caller.
         return unsafe { load_table::<L, E, K>(lanes, k.at.add(offset * k.order.scale), k.order.apart) };
     }
