@@ -515,7 +515,8 @@ fn ends(v: usize, count: usize) -> (bool, bool) {
 
 /// Bytes of a row (of a segment) below which the visits of a first-level sum are taken together, so that sums are loaded
 /// and stored once for 16 rows instead of 4: the moments of 1×64×112×112 on Zen 4 are 1.13 times as fast. Of wider rows
-/// they would be read from too many pages at once (1024 channels: half the speed).
+/// they would be read from too many pages at once (1024 channels: half the speed). Nor with two inputs where registers are few:
+/// on AVX2 that loop, which is there for all widths, left sums on the stack (backward sums are 1.03 to 1.13 times as fast without it).
 const NARROW: usize = 256;
 
 /// Adds visits of four rows to the sums: a shell of its own, so that its loops have the registers to
@@ -543,7 +544,8 @@ where
     fn run<L: Lanes>(self, lanes: L) {
         let SumRows { op, mut rows, step, seg, sums, visits: (mut v, count, all) } = self;
         let ready = op.ready::<Vec<E, L>>(lanes);
-        let most = if I < 3 && seg.width <= NARROW / size_of::<E>() { ROW_CHAIN } else { 1 };
+        let most =
+            if (I == 1 || (I == 2 && L::ABREAST == 4)) && seg.width <= NARROW / size_of::<E>() { ROW_CHAIN } else { 1 };
         let last = v + count;
         while v < last {
             let visits = (ROW_CHAIN - v % ROW_CHAIN).min(last - v).min(most);
