@@ -11,11 +11,11 @@ use crate::exec::{Failed, Run, Shared};
 use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
 use crate::kernel::backward_sums::GradientSums;
-use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make};
+use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make, put, some};
 use crate::kernel::factor_is_safe;
-use crate::kernel::normalize::{inverse_std, inverse_stds, scales};
+use crate::kernel::normalize::{inverse_std, inverse_stds};
 use crate::kernel::{Coefficients, OfChannel, of_some};
-use crate::lanes::{Base, Lanes, Scalar};
+use crate::lanes::{Base, Lanes, Scalar, Vector};
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
 use crate::moments::{GradSums, Moments};
@@ -398,16 +398,15 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    /// The same of [`GROUP`] channels from `first` on.
+    /// m2 and count, or variance and 1, of [`GROUP`] channels from `first` on.
     #[inline(always)]
-    fn variances(&self, statistics: &Statistics<'_, T::Param>, first: usize) -> Group {
+    fn variances(&self, statistics: &Statistics<'_, T::Param>, first: usize) -> [Group; 2] {
         if let Statistics::Batch(m) = *statistics
             && let Some(m) = m.get(first..).and_then(<[Moments]>::first_chunk::<GROUP>)
         {
-            let (m2, n) = (each(|i| m[i].m2), each(|i| m[i].count as f64));
-            return each(|i| if n[i] == 0.0 { 0.0 } else { m2[i] / n[i] });
+            return [each(|i| m[i].m2), each(|i| m[i].count as f64)];
         }
-        each(|i| self.variance(statistics, first + i))
+        [each(|i| self.variance(statistics, first + i)), [1.0; GROUP]]
     }
 
     /// Values that the statistics are of.
@@ -583,6 +582,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Safety
     /// As for [`Sums::of`]; there are [`SUM_WORDS`], and nothing reads them meanwhile.
+    #[cfg_attr(not(target_os = "none"), inline(always))]
     unsafe fn reduce(&self, view: &View<'_, T>, sums: Sums, c: usize) {
         // SAFETY: by the caller.
         unsafe {
@@ -741,9 +741,16 @@ impl<T: Element> Task for Parameters<'_, T> {
                 }
                 if output.dgamma.is_some() {
                     if count == GROUP {
-                        let inverse = inverse_stds(lanes, &bn.variances(view.statistics, c), bn.epsilon);
-                        for i in 0..GROUP {
-                            *output.dgamma.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dot * inverse[i]);
+                        let ([m2, n], dot) = (bn.variances(view.statistics, c), each(|i| sums.of(c + i).0.dot));
+                        let (dgamma, mut at) = (&mut *output.dgamma.at(c).cast::<[T::Param; GROUP]>(), 0);
+                        while at < GROUP {
+                            let (n, one) = (some(lanes, &n, at), L::F64::splat(lanes, 1.0));
+                            // A count below 1 is none.
+                            let variance = lanes.quotient(some(lanes, &m2, at), n);
+                            let variance = <L::F64>::select(n.lt(one), L::F64::splat(lanes, 0.0), variance);
+                            let inverse = inverse_stds(lanes, variance, bn.epsilon);
+                            put(lanes, some(lanes, &dot, at) * inverse, dgamma, at);
+                            at += <L::F64 as Vector>::WIDTH;
                         }
                     } else {
                         for i in 0..count {
@@ -831,7 +838,7 @@ impl<T: Element> Maker<T::Param, 1> for Frozen<'_, T> {
             _ => return false,
         };
         let (var, gamma) = (entries(Some(var), first, 0.0), entries(self.view.gamma, first, 1.0));
-        scales_of_group(to, &scales(&lanes.roots(each(|i| var[i] + self.bn.epsilon)), &gamma))
+        scales_of_group(lanes, to, &var, &gamma, self.bn.epsilon)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::exec::{Failed, Run, Shared};
 use crate::isa::Isa;
 use crate::kernel::Coefficients;
 use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
-use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
+use crate::kernel::normalize::{Normalize, Spread, inverse_std, split, split_group};
 use crate::lanes::Lanes;
 use crate::layout::{Channels, Place};
 use crate::moments::Moments;
@@ -255,10 +255,9 @@ impl<P: Param> Maker<P, 3> for Batch<'_, P> {
         let m = unsafe { &*self.moments.at(first).cast::<[Moments; GROUP]>() };
         let (mean, m2) = (each(|i| m[i].mean), each(|i| m[i].m2));
         let n = each(|i| m[i].count as f64);
-        // Calls ask for one value at least: of none these would not be the constants.
-        let v = each(|i| m2[i] / n[i] + self.epsilon);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
-        split_group(lanes, to, &mean, &v, &gamma, &beta, Some(&m2))
+        // Calls ask for one value at least: of none these would not be the constants.
+        split_group(lanes, to, &mean, &Spread::Of { m2: &m2, n: &n }, self.epsilon, &gamma, &beta)
     }
 }
 

@@ -6,8 +6,8 @@ use crate::error::Error;
 use crate::exec::{Failed, Run};
 use crate::isa::Isa;
 use crate::kernel::Coefficients;
-use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
-use crate::kernel::normalize::{Normalize, inverse_std, split, split_group};
+use crate::kernel::constants::{GROUP, Maker, Source, entries, make};
+use crate::kernel::normalize::{Normalize, Spread, inverse_std, split, split_group};
 use crate::lanes::Lanes;
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
@@ -240,7 +240,7 @@ impl<P: Param> Maker<P, 3> for Running<'_, P> {
         let var = entries(Some(self.var), first, 1.0);
         let mean = entries(Some(self.mean), first, 0.0);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));
-        split_group(lanes, to, &mean, &each(|i| var[i] + self.epsilon), &gamma, &beta, None)
+        split_group(lanes, to, &mean, &Spread::Variance(&var), self.epsilon, &gamma, &beta)
     }
 }
 

@@ -13,13 +13,13 @@
 //! 3. dy − E may overflow although dx is small, and no constant tells: results that are not finite
 //!    are calculated again in f64, element by element.
 
-use super::constants::{GROUP, Group, Source, all, each};
+use super::constants::{GROUP, Group, Source, inside, put, room, some};
 use super::normalize::scales;
-use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
+use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{ANY, Rectifier, Rectify, UNDO};
 use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
-use crate::lanes::{Lanes, Real, Scalar};
+use crate::lanes::{Lanes, Real, Scalar, Vector};
 
 /// The constants E_hi, μ_hi, c, b, s of a channel.
 ///
@@ -60,41 +60,51 @@ pub(crate) fn constants_of_group<L: Lanes, S: Scalar>(
     p: &Parts,
     epsilon: f64,
 ) -> bool {
-    let variance = each(|i| p.m2[i] / p.n[i]);
-    let sigma2 = each(|i| variance[i] + epsilon);
-    let sigma = lanes.roots(sigma2);
-    let c = each(|i| p.dot[i] / (p.n[i] * sigma2[i]));
-    let s = scales(&sigma, &p.gamma);
-    let e = each(|i| p.dbeta[i] / p.n[i]);
-    let e_high = each(|i| S::from_f64(e[i]).to_f64());
-    let mean_high = each(|i| S::from_f64(p.mean[i]).to_f64());
-    let b = each(|i| (e[i] - e_high[i]) - (p.mean[i] - mean_high[i]) * c[i]);
-    for i in 0..GROUP {
-        to[0][i] = S::from_f64(e_high[i]);
-        to[1][i] = S::from_f64(mean_high[i]);
-        to[2][i] = S::from_f64(c[i]);
-        to[3][i] = S::from_f64(b[i]);
-        to[4][i] = S::from_f64(s[i]);
+    let (mut inside_all, mut at) = (true, 0);
+    while at < GROUP {
+        let (m2, n, mean) = (some(lanes, &p.m2, at), some(lanes, &p.n, at), some(lanes, &p.mean, at));
+        let variance = lanes.quotient(m2, n);
+        let sigma2 = variance + L::F64::splat(lanes, epsilon);
+        let sigma = lanes.root(sigma2);
+        let c = lanes.quotient(some(lanes, &p.dot, at), n * sigma2);
+        let s = scales(lanes, sigma, some(lanes, &p.gamma, at));
+        let e = lanes.quotient(some(lanes, &p.dbeta, at), n);
+        let (e_high, mean_high) = (S::rounded(lanes, e), S::rounded(lanes, mean));
+        let b = (e - e_high) - (mean - mean_high) * c;
+        put(lanes, e_high, &mut to[0], at);
+        put(lanes, mean_high, &mut to[1], at);
+        put(lanes, c, &mut to[2], at);
+        put(lanes, b, &mut to[3], at);
+        put(lanes, s, &mut to[4], at);
+        // Not with σ² = 0, whose inverse is infinite here, nor with c = 0.
+        let sizes = ((c.abs() + s.abs()) + (e.abs() + b.abs())) + variance * n;
+        let slope = (c * sigma).abs() * L::F64::splat(lanes, 1.0 / S::TINY);
+        let least = c.abs() * L::F64::splat(lanes, 1.0 / S::SAFE_MIN);
+        let rooms = slope.at_most(least).at_most(room::<L, S>(lanes, s));
+        inside_all &= inside(lanes, sizes, S::SAFE_MAX, rooms);
+        at += <L::F64 as Vector>::WIDTH;
     }
-    // Not with NaN, nor with σ² = 0, whose inverse is infinite here.
-    all(|i| {
-        // c is not 0 then.
-        ((c[i] * sigma[i]).abs() >= S::TINY)
-            & factor_is_inside::<S>(c[i])
-            & factor_is_inside::<S>(s[i])
-            & (e[i].abs() <= S::SAFE_MAX)
-            & (b[i].abs() <= S::SAFE_MAX)
-            & (variance[i] * p.n[i] < S::SAFE_MAX)
-    })
+    inside_all
 }
 
-/// The same of frozen statistics.
+/// The same of frozen statistics, from their variances.
 #[inline(always)]
-pub(crate) fn scales_of_group<S: Scalar>(to: &mut [[S; GROUP]; 1], s: &Group) -> bool {
-    for i in 0..GROUP {
-        to[0][i] = S::from_f64(s[i]);
+pub(crate) fn scales_of_group<L: Lanes, S: Scalar>(
+    lanes: L,
+    to: &mut [[S; GROUP]; 1],
+    variance: &Group,
+    gamma: &Group,
+    epsilon: f64,
+) -> bool {
+    let (mut inside_all, mut at) = (true, 0);
+    while at < GROUP {
+        let sigma = lanes.root(some(lanes, variance, at) + L::F64::splat(lanes, epsilon));
+        let s = scales(lanes, sigma, some(lanes, gamma, at));
+        put(lanes, s, &mut to[0], at);
+        inside_all &= inside(lanes, s.abs(), S::SAFE_MAX, room::<L, S>(lanes, s));
+        at += <L::F64 as Vector>::WIDTH;
     }
-    all(|i| factor_is_inside::<S>(s[i]))
+    inside_all
 }
 
 /// The elementwise part of the backward pass through batch statistics, for a kind of activation.

@@ -133,12 +133,6 @@ pub(crate) trait Map<E: Element, const I: usize, const J: usize, const K: usize,
     fn outputs<R: Real>(ready: &Self::Ready<R>, v: [R; J], sum: R) -> [R; O];
 }
 
-/// Whether a factor is zero or a number far from both ends of the range: [`factor_is_safe`] without NaN, and with vectors.
-#[inline(always)]
-pub(crate) fn factor_is_inside<S: Scalar>(v: f64) -> bool {
-    ((v.abs() >= S::SAFE_MIN) | (v == 0.0)) & (v.abs() <= S::SAFE_MAX)
-}
-
 /// Whether a factor may be used in the element's arithmetic: zero, or far from both ends of the
 /// range. NaN may: it spoils its channel in any arithmetic.
 #[inline(always)]

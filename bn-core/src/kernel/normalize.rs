@@ -15,12 +15,12 @@
 //!    results that are not finite are made again, times 2⁻¹²⁸ (f32), all the way to y: as if exponents had
 //!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
-use super::constants::{GROUP, Group, Source, all, each};
-use super::{Coefficients, Map, factor_is_inside, factor_is_safe};
+use super::constants::{GROUP, Group, Source, inside, put, room, some};
+use super::{Coefficients, Map, factor_is_safe};
 use crate::activation::{ANY, LIMITS, PLAIN, Rectifier, Rectify};
 use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
-use crate::lanes::{Base, Lanes, Real, Scalar};
+use crate::lanes::{Base, Lanes, Real, Scalar, Vector};
 
 /// 2⁵⁰: the product of a scale and a reach below it is far below `SAFE_MAX`.
 const FAR_INSIDE: f64 = f64::from_bits((1023 + 50) << 52);
@@ -51,50 +51,66 @@ pub(crate) fn split<S: Scalar>(mean: f64, scale: f64, beta: f64, m2: Option<f64>
     Coefficients { narrow, wide: [mean, scale, beta], safe: inside & factor_is_safe::<S>(scale) }
 }
 
-/// The narrow constants of several channels by [`split`], from their variance + ε, γ and β; `false` where `m2` (or, where that
-/// is not known, the mean) or another number is not far inside the range, where ends and special cases are.
+/// Variances of several channels, or what they are made of.
+pub(crate) enum Spread<'a> {
+    Variance(&'a Group),
+    /// Sums of squares about the means, of so many values.
+    Of {
+        m2: &'a Group,
+        n: &'a Group,
+    },
+}
+
+/// The narrow constants of several channels by [`split`]; `false` where m2 (or, where that is not known, the mean) or another number is
+/// not far inside the range, where ends and special cases are.
 #[inline(always)]
 pub(crate) fn split_group<L: Lanes, S: Scalar>(
     lanes: L,
     to: &mut [[S; GROUP]; 3],
     mean: &Group,
-    v: &Group,
+    spread: &Spread<'_>,
+    epsilon: f64,
     gamma: &Group,
     beta: &Group,
-    m2: Option<&Group>,
 ) -> bool {
-    // 0 gives infinity here, and then a scale that is not inside.
-    let scale = scales(&lanes.roots(*v), gamma);
-    let high = each(|i| S::from_f64(mean[i]).to_f64());
-    let shift = each(|i| beta[i] - (mean[i] - high[i]) * scale[i]);
-    for i in 0..GROUP {
-        to[0][i] = S::from_f64(high[i]);
-        to[1][i] = S::from_f64(scale[i]);
-        to[2][i] = S::from_f64(shift[i]);
+    let (mut inside_all, mut at) = (true, 0);
+    while at < GROUP {
+        let (mean, beta) = (some(lanes, mean, at), some(lanes, beta, at));
+        let (variance, reach) = match spread {
+            Spread::Variance(variance) => (some(lanes, variance, at), mean),
+            Spread::Of { m2, n } => {
+                let m2 = some(lanes, m2, at);
+                (lanes.quotient(m2, some(lanes, n, at)), m2)
+            }
+        };
+        // 0 gives infinity here, and then a scale that is not inside.
+        let sigma = lanes.root(variance + L::F64::splat(lanes, epsilon));
+        let scale = scales(lanes, sigma, some(lanes, gamma, at));
+        let high = S::rounded(lanes, mean);
+        let shift = beta - (mean - high) * scale;
+        put(lanes, high, &mut to[0], at);
+        put(lanes, scale, &mut to[1], at);
+        put(lanes, shift, &mut to[2], at);
+        // Not with NaN, nor with a mean that is no number of S beside an m2 that is: then the shift is none.
+        let sizes = (shift.abs() + reach.abs()) + (beta.abs() + scale.abs());
+        inside_all &= inside(lanes, sizes, FAR_INSIDE, room::<L, S>(lanes, scale));
+        at += <L::F64 as Vector>::WIDTH;
     }
-    let reach = m2.unwrap_or(mean);
-    // Not with NaN, nor with a mean that is no number of S beside an m2 that is: then the shift is none.
-    all(|i| {
-        (shift[i].abs() <= f64::MAX)
-            & (reach[i].abs() <= FAR_INSIDE)
-            & (beta[i].abs() <= FAR_INSIDE)
-            & (scale[i].abs() <= FAR_INSIDE)
-            & factor_is_inside::<S>(scale[i])
-    })
+    inside_all
 }
 
 /// γ/σ of several channels.
 #[inline(always)]
-pub(crate) fn scales(sigma: &Group, gamma: &Group) -> Group {
-    each(|i| gamma[i] * (1.0 / sigma[i]))
+pub(crate) fn scales<L: Lanes>(lanes: L, sigma: L::F64, gamma: L::F64) -> L::F64 {
+    gamma * lanes.quotient(L::F64::splat(lanes, 1.0), sigma)
 }
 
 /// [`inverse_std`] of several channels.
 #[inline(always)]
-pub(crate) fn inverse_stds<L: Lanes>(lanes: L, variance: &Group, epsilon: f64) -> Group {
-    let v = each(|i| variance[i] + epsilon);
-    let sigma = lanes.roots(v);
-    each(|i| if v[i] == 0.0 { 0.0 } else { 1.0 / sigma[i] })
+pub(crate) fn inverse_stds<L: Lanes>(lanes: L, variance: L::F64, epsilon: f64) -> L::F64 {
+    let v = variance + L::F64::splat(lanes, epsilon);
+    let inverse = lanes.quotient(L::F64::splat(lanes, 1.0), lanes.root(v));
+    <L::F64>::select(v.abs().lt(L::F64::splat(lanes, f64::from_bits(1))), L::F64::splat(lanes, 0.0), inverse)
 }
 
 /// 1/√(variance + ε), and 0 where that is 1/0: a constant channel with ε = 0 gives β.

@@ -47,15 +47,27 @@ impl Lanes for Avx2 {
     type F64 = F64;
 
     #[inline(always)]
-    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
-        // SAFETY: the token proves the features; halves of the array.
+    fn quotient(self, a: F64, b: F64) -> F64 {
+        // SAFETY: the token proves AVX2.
+        unsafe { F64(_mm256_div_pd(a.0, b.0), _mm256_div_pd(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn root(self, v: F64) -> F64 {
+        // SAFETY: as above.
+        unsafe { F64(_mm256_sqrt_pd(v.0), _mm256_sqrt_pd(v.1)) }
+    }
+    #[inline(always)]
+    fn rounded(self, v: F64) -> F64 {
+        // SAFETY: as above.
+        unsafe { F64(_mm256_cvtps_pd(_mm256_cvtpd_ps(v.0)), _mm256_cvtps_pd(_mm256_cvtpd_ps(v.1))) }
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, v: F64, p: *mut f32) {
+        // SAFETY: as above; by the caller.
         unsafe {
-            for half in 0..2 {
-                let p = v.as_mut_ptr().add(4 * half);
-                _mm256_storeu_pd(p, _mm256_sqrt_pd(_mm256_loadu_pd(p)));
-            }
+            _mm_storeu_ps(p, _mm256_cvtpd_ps(v.0));
+            _mm_storeu_ps(p.add(4), _mm256_cvtpd_ps(v.1));
         }
-        v
     }
 
     #[cfg(feature = "half")]
@@ -193,6 +205,11 @@ macro_rules! vector {
                 $stream(p, self.0);
                 $stream(p.add($lanes / 2), self.1);
             }
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            // SAFETY: AVX2 as above.
+            unsafe { Self($andnot($set1(-0.0), self.0), $andnot($set1(-0.0), self.1)) }
         }
         #[inline(always)]
         fn clear_below(self, n: usize) -> Self {

@@ -51,10 +51,24 @@ impl Lanes for Avx512 {
     type F64 = F64;
 
     #[inline(always)]
-    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
-        // SAFETY: the token proves the features; the whole array.
-        unsafe { _mm512_storeu_pd(v.as_mut_ptr(), _mm512_sqrt_pd(_mm512_loadu_pd(v.as_ptr()))) };
-        v
+    fn quotient(self, a: F64, b: F64) -> F64 {
+        // SAFETY: the token proves AVX-512.
+        unsafe { F64(_mm512_div_pd(a.0, b.0)) }
+    }
+    #[inline(always)]
+    fn root(self, v: F64) -> F64 {
+        // SAFETY: as above.
+        unsafe { F64(_mm512_sqrt_pd(v.0)) }
+    }
+    #[inline(always)]
+    fn rounded(self, v: F64) -> F64 {
+        // SAFETY: as above.
+        unsafe { F64(_mm512_cvtps_pd(_mm512_cvtpd_ps(v.0))) }
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, v: F64, p: *mut f32) {
+        // SAFETY: as above; by the caller.
+        unsafe { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v.0)) }
     }
 
     #[cfg(feature = "half")]
@@ -198,7 +212,7 @@ real!(F64, Avx512, larger, smaller; difference);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $mask:ty, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $maskz:ident, $cmp:ident,
-     $class:ident, $blend:ident) => {
+     $class:ident, $blend:ident, $abs:ident) => {
         type Scalar = $scalar;
         type Mask = $mask;
         type Wide = F64;
@@ -222,6 +236,11 @@ macro_rules! vector {
         unsafe fn stream(self, p: *mut $scalar) {
             // SAFETY: as above, and p is aligned.
             unsafe { $stream(p, self.0) }
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            // SAFETY: AVX-512 as above.
+            unsafe { Self($abs(self.0)) }
         }
         #[inline(always)]
         fn clear_below(self, n: usize) -> Self {
@@ -266,7 +285,8 @@ impl Vector for F32 {
         _mm512_maskz_mov_ps,
         _mm512_cmp_ps_mask,
         _mm512_fpclass_ps_mask,
-        _mm512_mask_blend_ps
+        _mm512_mask_blend_ps,
+        _mm512_abs_ps
     );
 
     #[inline(always)]
@@ -293,7 +313,8 @@ impl Vector for F64 {
         _mm512_maskz_mov_pd,
         _mm512_cmp_pd_mask,
         _mm512_fpclass_pd_mask,
-        _mm512_mask_blend_pd
+        _mm512_mask_blend_pd,
+        _mm512_abs_pd
     );
 
     #[inline(always)]

@@ -25,7 +25,7 @@ pub(crate) mod single;
 pub(crate) mod traced;
 
 use crate::dispatch::{Shells, Task};
-use crate::double::{less, sqrt};
+use crate::double::less;
 use core::ops::{Add, Mul, Sub};
 
 /// What every CPU of the target has: vectors; on bare metal without any, single lanes, for the sake of
@@ -61,14 +61,17 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]
     fn fence(self) {}
-    /// Square roots, rounded to nearest.
-    #[inline(always)]
-    fn roots(self, mut v: [f64; 8]) -> [f64; 8] {
-        for v in &mut v {
-            *v = sqrt(*v);
-        }
-        v
-    }
+    /// `a / b`.
+    fn quotient(self, a: Self::F64, b: Self::F64) -> Self::F64;
+    /// Square roots.
+    fn root(self, v: Self::F64) -> Self::F64;
+    /// To f32 and back.
+    fn rounded(self, v: Self::F64) -> Self::F64;
+    /// Writes the lanes as f32.
+    ///
+    /// # Safety
+    /// `p` is valid for writing that many.
+    unsafe fn store_rounded(self, v: Self::F64, p: *mut f32);
     /// Reads 16 halves (IEEE binary16) and widens them exactly.
     ///
     /// # Safety
@@ -125,6 +128,13 @@ pub trait Scalar:
     fn to_f64(self) -> f64;
     /// The next number below.
     fn next_down(self) -> Self;
+    /// Vectors of f64 rounded to this type, and back.
+    fn rounded<L: Lanes>(lanes: L, v: L::F64) -> L::F64;
+    /// Writes them as this type.
+    ///
+    /// # Safety
+    /// `p` is valid for writing as many as there are lanes.
+    unsafe fn store_rounded<L: Lanes>(lanes: L, v: L::F64, p: *mut Self);
     /// As another type, rounded to nearest.
     #[inline(always)]
     fn to<S: Scalar>(self) -> S {
@@ -160,6 +170,15 @@ impl Scalar for f32 {
         self as f64
     }
     #[inline(always)]
+    fn rounded<L: Lanes>(lanes: L, v: L::F64) -> L::F64 {
+        lanes.rounded(v)
+    }
+    #[inline(always)]
+    unsafe fn store_rounded<L: Lanes>(lanes: L, v: L::F64, p: *mut f32) {
+        // SAFETY: by the caller.
+        unsafe { lanes.store_rounded(v, p) }
+    }
+    #[inline(always)]
     fn next_down(self) -> f32 {
         f32::next_down(self)
     }
@@ -184,6 +203,15 @@ impl Scalar for f64 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
+    }
+    #[inline(always)]
+    fn rounded<L: Lanes>(_: L, v: L::F64) -> L::F64 {
+        v
+    }
+    #[inline(always)]
+    unsafe fn store_rounded<L: Lanes>(_: L, v: L::F64, p: *mut f64) {
+        // SAFETY: by the caller.
+        unsafe { v.store(p) }
     }
     #[inline(always)]
     fn next_down(self) -> f64 {
@@ -296,6 +324,8 @@ pub trait Vector: Real {
         // SAFETY: the caller's promise is more than what this needs.
         unsafe { self.store(p) }
     }
+    /// Without their signs.
+    fn abs(self) -> Self;
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
     /// Where `self < other`; false where either is NaN.

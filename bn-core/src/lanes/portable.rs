@@ -4,6 +4,7 @@
 #[cfg(feature = "half")]
 use super::half;
 use super::{Lanes, Vector, WINDOW32, WINDOW64, real};
+use crate::double::sqrt;
 use core::ops::{Add, Mul, Sub};
 use wide::{f32x16, f64x8};
 
@@ -33,6 +34,36 @@ impl Lanes for Portable {
 
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn quotient(self, a: F64, b: F64) -> F64 {
+        F64(a.0 / b.0)
+    }
+    #[inline(always)]
+    fn root(self, v: F64) -> F64 {
+        let mut v = v.0.to_array();
+        for v in &mut v {
+            *v = sqrt(*v);
+        }
+        F64(f64x8::new(v))
+    }
+    #[inline(always)]
+    fn rounded(self, v: F64) -> F64 {
+        let mut v = v.0.to_array();
+        for v in &mut v {
+            *v = *v as f32 as f64;
+        }
+        F64(f64x8::new(v))
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, v: F64, p: *mut f32) {
+        let (v, mut rounded) = (v.0.to_array(), [0.0; 8]);
+        for i in 0..8 {
+            rounded[i] = v[i] as f32;
+        }
+        // SAFETY: by the caller.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(rounded) }
+    }
 
     #[cfg(feature = "half")]
     #[inline(always)]
@@ -137,6 +168,10 @@ macro_rules! vector {
                 // SAFETY: by the caller, p is aligned; SSE2 is there.
                 unsafe { core::arch::x86_64::_mm_stream_si128(p.cast::<core::arch::x86_64::__m128i>().add(i), part) }
             }
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            Self(self.0.abs())
         }
         #[inline(always)]
         fn clear_below(self, n: usize) -> Self {

@@ -4,6 +4,7 @@
 #[cfg(feature = "half")]
 use super::half;
 use super::{Lanes, Real, Scalar, Vector, real};
+use crate::double::sqrt;
 use core::ops::{Add, Mul, Sub};
 
 /// Always available.
@@ -23,6 +24,24 @@ impl Lanes for Single {
     const SINGLE: bool = true;
     type F32 = One<f32>;
     type F64 = One<f64>;
+
+    #[inline(always)]
+    fn quotient(self, a: One<f64>, b: One<f64>) -> One<f64> {
+        One(a.0 / b.0)
+    }
+    #[inline(always)]
+    fn root(self, v: One<f64>) -> One<f64> {
+        One(sqrt(v.0))
+    }
+    #[inline(always)]
+    fn rounded(self, v: One<f64>) -> One<f64> {
+        One(v.0 as f32 as f64)
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, v: One<f64>, p: *mut f32) {
+        // SAFETY: by the caller.
+        unsafe { *p = v.0 as f32 }
+    }
 
     #[cfg(feature = "half")]
     #[inline(always)]
@@ -90,6 +109,10 @@ where
     unsafe fn store(self, p: *mut S) {
         // SAFETY: by the caller.
         unsafe { *p = self.0 }
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        if self.0 < S::ZERO { One(S::ZERO - self.0) } else { self }
     }
     #[inline(always)]
     fn clear_below(self, n: usize) -> Self {

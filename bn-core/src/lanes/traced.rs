@@ -84,6 +84,19 @@ impl Lanes for Traced {
     fn fence(self) {
         note(Kind::Fence, 0);
     }
+    fn quotient(self, a: Self::F64, b: Self::F64) -> Self::F64 {
+        Noted(Portable.quotient(a.0, b.0))
+    }
+    fn root(self, v: Self::F64) -> Self::F64 {
+        Noted(Portable.root(v.0))
+    }
+    fn rounded(self, v: Self::F64) -> Self::F64 {
+        Noted(Portable.rounded(v.0))
+    }
+    unsafe fn store_rounded(self, v: Self::F64, p: *mut f32) {
+        // SAFETY: by the caller.
+        unsafe { Portable.store_rounded(v.0, p) }
+    }
     #[cfg(feature = "half")]
     half!(load_f16, store_f16);
     #[cfg(feature = "half")]
@@ -134,6 +147,9 @@ impl<V: Vector<Token = Portable>> Vector for Noted<V> {
         note(Kind::Past, p.addr());
         // SAFETY: by the caller.
         unsafe { self.0.store(p) }
+    }
+    fn abs(self) -> Self {
+        Noted(self.0.abs())
     }
     fn clear_below(self, n: usize) -> Self {
         Noted(self.0.clear_below(n))
