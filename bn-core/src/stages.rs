@@ -73,7 +73,7 @@ pub trait Stages: Storage + Sized {
     #[doc(hidden)]
     unsafe fn apply_frozen(
         e: &Engine,
-        op: &ApplyFrozen<'_, Self::Compute, ANY>,
+        op: &ApplyFrozen<'_, Self::Compute>,
         inputs: &Backward<Self>,
         to: &Outputs<Self>,
         band: Channels,
@@ -172,13 +172,12 @@ macro_rules! stages {
                         return e.reduce::<$t, _, _, 2, 2, 2, 2>(&op.as_kind::<UNDO>(), two, band, sink, run);
                     }
                     let limits = &op.as_kind::<LIMITS>();
-                    match (inputs.masked, op.activation.shrinks(), op.measure) {
-                        (false, _, false) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
-                        (false, _, true) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
+                    match (inputs.masked, op.measure, op.activation.shrinks()) {
+                        (false, false, _) => e.reduce::<$t, _, _, 2, 2, 2, 2>(op, two, band, sink, run),
+                        (false, true, _) => e.reduce::<$t, _, _, 2, 2, 2, 3>(op, two, band, sink, run),
                         (true, false, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(limits, all, band, sink, run),
-                        (true, false, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(limits, all, band, sink, run),
-                        (true, true, false) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, all, band, sink, run),
-                        (true, true, true) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, all, band, sink, run),
+                        (true, false, true) => e.reduce::<$t, _, _, 3, 2, 2, 2>(op, all, band, sink, run),
+                        (true, true, _) => e.reduce::<$t, _, _, 3, 2, 2, 3>(op, all, band, sink, run),
                     }
                 }
             }
@@ -219,7 +218,7 @@ macro_rules! stages {
 
             unsafe fn apply_frozen(
                 e: &Engine,
-                op: &ApplyFrozen<'_, Self::Compute, ANY>,
+                op: &ApplyFrozen<'_, Self::Compute>,
                 inputs: &Backward<Self>,
                 to: &Outputs<Self>,
                 band: Channels,
@@ -232,14 +231,11 @@ macro_rules! stages {
                         return e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run);
                     }
                     let [dy @ .., _] = two;
-                    let limits = &op.as_kind::<LIMITS>();
-                    match (inputs.masked, op.activation.shrinks(), both) {
-                        (false, _, false) => e.map::<$t, _, 1, 1, 1, 1>(op, dy, one, band, run),
-                        (false, _, true) => e.map::<$t, _, 1, 1, 1, 2>(op, dy, to, band, run),
-                        (true, false, false) => e.map::<$t, _, 2, 1, 1, 1>(limits, two, one, band, run),
-                        (true, false, true) => e.map::<$t, _, 2, 1, 1, 2>(limits, two, to, band, run),
-                        (true, true, false) => e.map::<$t, _, 2, 1, 1, 1>(op, two, one, band, run),
-                        (true, true, true) => e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run),
+                    match (inputs.masked, both) {
+                        (false, false) => e.map::<$t, _, 1, 1, 1, 1>(op, dy, one, band, run),
+                        (false, true) => e.map::<$t, _, 1, 1, 1, 2>(op, dy, to, band, run),
+                        (true, false) => e.map::<$t, _, 2, 1, 1, 1>(op, two, one, band, run),
+                        (true, true) => e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run),
                     }
                 }
             }

@@ -119,7 +119,7 @@ pub(crate) struct Apply<'a, S, const KIND: u8> {
 
 /// The backward pass through frozen statistics: dx = s·dy.
 #[derive(Clone, Copy)]
-pub(crate) struct ApplyFrozen<'a, S, const KIND: u8> {
+pub(crate) struct ApplyFrozen<'a, S> {
     pub(crate) activation: &'a Rectifier<S>,
     /// s of a channel.
     pub(crate) coefficients: &'a dyn Source<S, 1>,
@@ -132,29 +132,22 @@ impl<'a, S: Scalar> Apply<'a, S, ANY> {
     }
 }
 
-impl<'a, S: Scalar> ApplyFrozen<'a, S, ANY> {
-    /// The same for what is known of the activation.
-    pub(crate) fn as_kind<const KIND: u8>(&self) -> ApplyFrozen<'a, S, KIND> {
-        ApplyFrozen { activation: self.activation, coefficients: self.coefficients }
-    }
-}
-
 impl<S: Scalar, const KIND: u8> Apply<'_, S, KIND> {
     fn inverse(&self) -> S {
         self.inverse
     }
 }
 
-impl<S: Scalar, const KIND: u8> ApplyFrozen<'_, S, KIND> {
+impl<S: Scalar> ApplyFrozen<'_, S> {
     fn inverse(&self) -> S {
         S::ONE
     }
 }
 
 macro_rules! map {
-    ($op:ty, [$($kind:ident)?], $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
+    ([$($generic:tt)*] $op:ty, $k:literal, $i:literal, $j:literal, $o:literal, |$v:ident, $c:ident| $formula:expr,
      |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        impl<E: Element $(, const $kind: u8)?> Map<E, $i, $j, $k, $o> for $op {
+        impl<E: Element, $($generic)*> Map<E, $i, $j, $k, $o> for $op {
             const EXACT: bool = true;
             type Ready<R: Real> = (R, Rectify<R>);
 
@@ -199,10 +192,9 @@ macro_rules! map {
 }
 
 macro_rules! batch {
-    ($kind:ident, [$($any:ident)?], $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+    ([$($generic:tt)*] $kind:ident, $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
         map!(
-            Apply<'_, E::Compute, $kind>,
-            [$($any)?],
+            [$($generic)*] Apply<'_, E::Compute, $kind>,
             5,
             $i,
             2,
@@ -215,31 +207,21 @@ macro_rules! batch {
 }
 
 macro_rules! frozen {
-    ($kind:ident, [$($any:ident)?], $i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
-        map!(
-            ApplyFrozen<'_, E::Compute, $kind>,
-            [$($any)?],
-            1,
-            $i,
-            1,
-            $o,
-            |v, k| v[0] * k[0],
-            |$ready, $x| $before,
-            |$w, $dx| $outputs
-        );
+    ($i:literal, $o:literal, |$ready:ident, $x:ident| $before:expr, |$w:ident, $dx:ident| $outputs:expr) => {
+        map!([] ApplyFrozen<'_, E::Compute>, 1, $i, 1, $o, |v, k| v[0] * k[0], |$ready, $x| $before, |$w, $dx| $outputs);
     };
 }
 
 // Inputs x, dy; with an activation x, dy, y. Outputs dx; with a residual dx, dresidual.
-batch!(ANY, [], 2, 1, |_ready, x| x, |_v, dx| [dx]);
-batch!(ANY, [], 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
-batch!(KIND, [KIND], 3, 1, |ready, x| ready.1.masked::<KIND>(ready.0, x), |_v, dx| [dx]);
-batch!(KIND, [KIND], 3, 2, |ready, x| ready.1.masked::<KIND>(ready.0, x), |v, dx| [dx, v[1]]);
+batch!([] ANY, 2, 1, |_ready, x| x, |_v, dx| [dx]);
+batch!([] ANY, 2, 2, |_ready, x| x, |v, dx| [dx, v[1]]);
+batch!([const KIND: u8] KIND, 3, 1, |ready, x| ready.1.masked::<KIND>(ready.0, x), |_v, dx| [dx]);
+batch!([const KIND: u8] KIND, 3, 2, |ready, x| ready.1.masked::<KIND>(ready.0, x), |v, dx| [dx, v[1]]);
 // Inputs y, dy.
-batch!(UNDO, [], 2, 1, |ready, x| ready.1.undone(ready.0, x), |_v, dx| [dx]);
-batch!(UNDO, [], 2, 2, |ready, x| ready.1.undone(ready.0, x), |v, dx| [dx, v[1]]);
-// Inputs dy; with an activation dy, y.
-frozen!(ANY, [], 1, 1, |_ready, x| x, |_v, dx| [dx]);
-frozen!(ANY, [], 1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
-frozen!(KIND, [KIND], 2, 1, |ready, x| [ready.1.backward::<KIND>(x[1], x[0])], |_v, dx| [dx]);
-frozen!(KIND, [KIND], 2, 2, |ready, x| [ready.1.backward::<KIND>(x[1], x[0])], |v, dx| [dx, v[0]]);
+batch!([] UNDO, 2, 1, |ready, x| ready.1.undone(ready.0, x), |_v, dx| [dx]);
+batch!([] UNDO, 2, 2, |ready, x| ready.1.undone(ready.0, x), |v, dx| [dx, v[1]]);
+// Inputs dy; with an activation dy, y. (The memory is what they wait for, with whichever mask.)
+frozen!(1, 1, |_ready, x| x, |_v, dx| [dx]);
+frozen!(1, 2, |_ready, x| x, |v, dx| [dx, v[0]]);
+frozen!(2, 1, |ready, x| [ready.1.backward::<ANY>(x[1], x[0])], |_v, dx| [dx]);
+frozen!(2, 2, |ready, x| [ready.1.backward::<ANY>(x[1], x[0])], |v, dx| [dx, v[0]]);

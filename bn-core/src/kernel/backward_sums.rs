@@ -50,8 +50,8 @@ impl<'a, S: Scalar> GradientSums<'a, S, ANY> {
 }
 
 macro_rules! reduction {
-    ($kind:ident, [$($any:ident)?], $i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
-        impl<E: Element $(, const $any: u8)?> Reduction<E, $i, 2, 2, $n> for GradientSums<'_, E::Compute, $kind> {
+    ([$($generic:tt)*] $kind:ident, $i:literal, $n:literal, |$ready:ident, $x:ident| $values:expr, |$e:ident, $d:ident| $addends:expr) => {
+        impl<E: Element, $($generic)*> Reduction<E, $i, 2, 2, $n> for GradientSums<'_, E::Compute, $kind> {
             const PIVOT_PER_CELL: bool = false;
             const PIVOT_OF: usize = 1;
             const PASSES: usize = 1;
@@ -115,16 +115,10 @@ macro_rules! reduction {
     };
 }
 
-// Σ e, Σ e·d; and Σ d.
-macro_rules! reductions {
-    ($kind:ident, [$($any:ident)?], $i:literal, |$ready:ident, $x:ident| $values:expr) => {
-        reduction!($kind, [$($any)?], $i, 2, |$ready, $x| $values, |e, d| [e, e * d]);
-        reduction!($kind, [$($any)?], $i, 3, |$ready, $x| $values, |e, d| [e, e * d, d]);
-    };
-}
-
-// Inputs x, dy; with an activation x, dy, y.
-reductions!(ANY, [], 2, |_ready, x| x);
-reductions!(KIND, [KIND], 3, |ready, x| ready.1.masked::<KIND>(ready.0, x));
+// Σ e, Σ e·d; and Σ d. Inputs x, dy; with an activation x, dy, y.
+reduction!([] ANY, 2, 2, |_ready, x| x, |e, d| [e, e * d]);
+reduction!([] ANY, 2, 3, |_ready, x| x, |e, d| [e, e * d, d]);
+reduction!([const KIND: u8] KIND, 3, 2, |ready, x| ready.1.masked::<KIND>(ready.0, x), |e, d| [e, e * d]);
+reduction!([] ANY, 3, 3, |ready, x| ready.1.masked::<ANY>(ready.0, x), |e, d| [e, e * d, d]);
 // Inputs y, dy.
-reduction!(UNDO, [], 2, 2, |ready, x| ready.1.undone(ready.0, x), |e, d| [e, e * d]);
+reduction!([] UNDO, 2, 2, |ready, x| ready.1.undone(ready.0, x), |e, d| [e, e * d]);

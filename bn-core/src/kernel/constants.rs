@@ -271,6 +271,6 @@ mod tests {
         let backward = Apply::<f32, ANY> { activation, inverse: 1.0, coefficients: &Groups };
         asks::<_, 2, 2, 5, 1>(backward);
         asks::<_, 3, 2, 5, 2>(backward);
-        asks::<_, 1, 1, 1, 1>(ApplyFrozen::<f32, ANY> { activation, coefficients: &Groups });
+        asks::<_, 1, 1, 1, 1>(ApplyFrozen::<f32> { activation, coefficients: &Groups });
     }
 }
