@@ -77,7 +77,8 @@ pub(crate) fn constants_of_group<L: Lanes, S: Scalar>(
         put(lanes, b, &mut to[3], at);
         put(lanes, s, &mut to[4], at);
         // Not with σ² = 0, whose inverse is infinite here, nor with c = 0.
-        let sizes = ((c.abs() + s.abs()) + (e.abs() + b.abs())) + variance * n;
+        // (m2 is what the caller says: it may be negative.)
+        let sizes = ((c.abs() + s.abs()) + (e.abs() + b.abs())) + (variance * n).abs();
         let slope = (c * sigma).abs() * L::F64::splat(lanes, 1.0 / S::TINY);
         let least = c.abs() * L::F64::splat(lanes, 1.0 / S::SAFE_MIN);
         let rooms = slope.at_most(least).at_most(room::<L, S>(lanes, s));

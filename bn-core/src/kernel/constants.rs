@@ -128,8 +128,7 @@ pub(crate) fn entries<P: Param>(slice: Option<&[P]>, first: usize, absent: f64) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activation::Rectifier;
-    use crate::activation::{ANY, PLAIN};
+    use crate::activation::{ANY, PLAIN, Rectifier};
     use crate::kernel::Map;
     use crate::kernel::backward_apply::{Apply, ApplyFrozen, Parts, constants, constants_of_group, scales_of_group};
     use crate::kernel::normalize::{Normalize, Spread, split, split_group};
@@ -141,15 +140,20 @@ mod tests {
 
     #[test]
     fn what_is_inside() {
-        let group = |v: &Group| some(Base::BASE, v, 0);
+        // All of it, in as many vectors as that are.
+        let is_inside = |sizes: &Group, rooms: &Group| {
+            let at = (0..GROUP).step_by(<<Base as Lanes>::F64 as Vector>::WIDTH);
+            let group = |of: &Group, at| some(Base::BASE, of, at);
+            at.fold(true, |all, at| all & inside(Base::BASE, group(sizes, at), 9.0, group(rooms, at)))
+        };
         let (size, two) = ([8.0; GROUP], [2.0; GROUP]);
-        assert!(inside(Base::BASE, group(&size), 9.0, group(&two)));
+        assert!(is_inside(&size, &two));
         for i in 0..GROUP {
             for v in [9.0, f64::INFINITY, f64::NAN] {
-                assert!(!inside(Base::BASE, group(&but(size, i, v)), 9.0, group(&two)), "{v}");
+                assert!(!is_inside(&but(size, i, v), &two), "{v}");
             }
-            for (room, is_inside) in [(1e300, true), (1.0, false), (0.0, false)] {
-                assert_eq!(inside(Base::BASE, group(&size), 9.0, group(&but(two, i, room))), is_inside);
+            for (room, expected) in [(1e300, true), (1.0, false), (0.0, false)] {
+                assert_eq!(is_inside(&size, &but(two, i, room)), expected);
             }
         }
         fn of<S: Scalar>() {
@@ -237,6 +241,13 @@ mod tests {
                 assert!(!constants_of_group(Base::BASE, &mut to, &other, 1e-5), "channel {i}");
             }
         }
+        // A sum of squares that is negative, as only a caller can make it, does not make room for what is too large.
+        let epsilon = 1e31;
+        let wide = || Parts { m2: [-0.5e31; GROUP], n: [1.0; GROUP], dot: [5e33; GROUP], ..parts() };
+        assert!(constants_of_group(Base::BASE, &mut to, &wide(), epsilon));
+        let large =
+            Parts { m2: [-0.5e37; GROUP], n: [1e6; GROUP], dbeta: [2e42; GROUP], dot: [5e33; GROUP], ..parts() };
+        assert!(!constants_of_group(Base::BASE, &mut to, &large, epsilon));
         let (mut to, variance) = ([[0.0f32; GROUP]; 1], each(|i| 0.1 + i as f64));
         assert!(scales_of_group(Base::BASE, &mut to, &variance, &p.gamma, 1e-5));
         for (i, s) in to[0].into_iter().enumerate() {

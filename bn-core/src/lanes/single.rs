@@ -112,7 +112,8 @@ where
     }
     #[inline(always)]
     fn abs(self) -> Self {
-        if self.0 < S::ZERO { One(S::ZERO - self.0) } else { self }
+        // + 0 for the sign of 0.
+        One(if self.0 < S::ZERO { S::ZERO - self.0 } else { self.0 + S::ZERO })
     }
     #[inline(always)]
     fn clear_below(self, n: usize) -> Self {

@@ -242,7 +242,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     ///
     /// # Safety
     /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
-    /// are there for all elements, and for a vector from each on, if the run has one; their period is 0 where not `ROWS`.
+    /// are there for all elements, and for a vector from each on, if the run has one; their period is 0 if, and only if, not `ROWS`.
     #[inline(always)]
     pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool>(
         &self,
@@ -256,6 +256,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         M: Map<E, I, J, K, O>,
     {
         let lanes_of = <Vec<E, L>>::WIDTH;
+        debug_assert_eq!(ROWS, k.period > 0);
         // SAFETY: the vectors lie in the run.
         unsafe {
             if self.width < lanes_of {
