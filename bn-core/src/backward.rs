@@ -582,6 +582,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Safety
     /// As for [`Sums::of`]; there are [`SUM_WORDS`], and nothing reads them meanwhile.
+    // (A call for each channel was a twentieth of the backward pass of 32×512×1×1.)
     #[cfg_attr(not(target_os = "none"), inline(always))]
     unsafe fn reduce(&self, view: &View<'_, T>, sums: Sums, c: usize) {
         // SAFETY: by the caller.
