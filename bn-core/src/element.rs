@@ -51,21 +51,23 @@ pub(crate) mod sealed {
         type Compute: Scalar;
         /// The vector of `Compute` on an ISA.
         type Vec<L: Lanes>: Vector<Scalar = Self::Compute, Token = L, Wide = L::F64>;
-        /// Reads one vector, at any alignment.
+        /// Whether lanes may be [dealt](Lanes::DEALS).
+        const DEALS: bool = false;
+        /// Reads one vector, at any alignment: in order, or `DEALT` if this type and the ISA deal.
         ///
         /// # Safety
         /// `p` is valid for reading `Compute::LANES` elements.
-        unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> Self::Vec<L>;
-        /// Rounds to nearest and writes one vector, at any alignment.
+        unsafe fn load<L: Lanes, const DEALT: bool>(lanes: L, p: *const Self) -> Self::Vec<L>;
+        /// Rounds to nearest and writes one vector, at any alignment, from lanes in that order.
         ///
         /// # Safety
         /// `p` is valid for writing `Compute::LANES` elements.
-        unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
+        unsafe fn store<L: Lanes, const DEALT: bool>(v: Self::Vec<L>, p: *mut Self);
         /// [`Storage::store`] past the caches, if the ISA can.
         ///
         /// # Safety
         /// As for `store`; `p` is aligned to the size of the vector.
-        unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self);
+        unsafe fn stream<L: Lanes, const DEALT: bool>(v: Self::Vec<L>, p: *mut Self);
     }
 
     macro_rules! native {
@@ -74,17 +76,17 @@ pub(crate) mod sealed {
                 type Compute = $t;
                 type Vec<L: Lanes> = L::$vec;
                 #[inline(always)]
-                unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> Self::Vec<L> {
+                unsafe fn load<L: Lanes, const DEALT: bool>(lanes: L, p: *const Self) -> Self::Vec<L> {
                     // SAFETY: the caller's promise is the same.
                     unsafe { <L::$vec as Vector>::load(lanes, p) }
                 }
                 #[inline(always)]
-                unsafe fn store<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
+                unsafe fn store<L: Lanes, const DEALT: bool>(v: Self::Vec<L>, p: *mut Self) {
                     // SAFETY: the caller's promise is the same.
                     unsafe { v.store(p) }
                 }
                 #[inline(always)]
-                unsafe fn stream<L: Lanes>(v: Self::Vec<L>, p: *mut Self) {
+                unsafe fn stream<L: Lanes, const DEALT: bool>(v: Self::Vec<L>, p: *mut Self) {
                     // SAFETY: the caller's promise is the same.
                     unsafe { v.stream(p) }
                 }
@@ -96,30 +98,31 @@ pub(crate) mod sealed {
 
     #[cfg(feature = "half")]
     macro_rules! half {
-        ($t:ty, $load:ident, $store:ident) => {
+        ($t:ty, $load:ident, $store:ident, $deals:literal $(, $dealt:ident)?) => {
             impl Storage for $t {
+                const DEALS: bool = $deals;
                 type Compute = f32;
                 type Vec<L: Lanes> = L::F32;
                 #[inline(always)]
-                unsafe fn load<L: Lanes>(lanes: L, p: *const Self) -> L::F32 {
+                unsafe fn load<L: Lanes, const DEALT: bool>(lanes: L, p: *const Self) -> L::F32 {
                     // SAFETY: the caller's promise is the same; the type is its bits.
-                    unsafe { lanes.$load(p.cast()) }
+                    unsafe { lanes.$load::<$($dealt)?>(p.cast()) }
                 }
                 #[inline(always)]
-                unsafe fn store<L: Lanes>(v: L::F32, p: *mut Self) {
+                unsafe fn store<L: Lanes, const DEALT: bool>(v: L::F32, p: *mut Self) {
                     // SAFETY: as above.
-                    unsafe { L::$store::<false>(v, p.cast()) }
+                    unsafe { L::$store::<false $(, $dealt)?>(v, p.cast()) }
                 }
                 #[inline(always)]
-                unsafe fn stream<L: Lanes>(v: L::F32, p: *mut Self) {
+                unsafe fn stream<L: Lanes, const DEALT: bool>(v: L::F32, p: *mut Self) {
                     // SAFETY: as above.
-                    unsafe { L::$store::<true>(v, p.cast()) }
+                    unsafe { L::$store::<true $(, $dealt)?>(v, p.cast()) }
                 }
             }
         };
     }
     #[cfg(feature = "half")]
-    half!(half::f16, load_f16, store_f16);
+    half!(half::f16, load_f16, store_f16, false);
     #[cfg(feature = "half")]
-    half!(half::bf16, load_bf16, store_bf16);
+    half!(half::bf16, load_bf16, store_bf16, true, DEALT);
 }

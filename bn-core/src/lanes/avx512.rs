@@ -85,7 +85,7 @@ impl Lanes for Avx512 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const u16) -> F32 {
+    unsafe fn load_bf16<const DEALT: bool>(self, p: *const u16) -> F32 {
         // SAFETY: as above.
         unsafe {
             // To the upper half of each lane, zeros below. The compiler makes a permutation and a mask of it, which
@@ -96,7 +96,7 @@ impl Lanes for Avx512 {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool, const DEALT: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above. The rounding is that of `super::half::narrow_bf16`; the instruction for
         // it, VCVTNEPS2BF16, flushes subnormals. It stays in the upper halves until they are gathered: four
         // instructions instead of ten.

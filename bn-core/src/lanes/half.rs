@@ -107,7 +107,7 @@ mod tests {
     fn every_isa() {
         use crate::dispatch::{Task, dispatch};
         use crate::isa::Isa;
-        use crate::lanes::{Lanes, Vector};
+        use crate::lanes::{Lanes, Vector, place};
         struct Convert([u16; 16]);
         impl Task for Convert {
             type Element = f32;
@@ -118,11 +118,11 @@ mod tests {
                 // SAFETY: arrays of 16.
                 unsafe {
                     lanes.load_f16(self.0.as_ptr()).store(f.as_mut_ptr());
-                    lanes.load_bf16(self.0.as_ptr()).store(b.as_mut_ptr());
+                    lanes.load_bf16::<false>(self.0.as_ptr()).store(b.as_mut_ptr());
                     // Widened as one type and rounded to the other, every kind of rounding occurs.
-                    L::store_f16::<false>(lanes.load_bf16(self.0.as_ptr()), nf.as_mut_ptr());
-                    L::store_bf16::<false>(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
-                    L::store_bf16::<false>(lanes.load_bf16(self.0.as_ptr()), back.as_mut_ptr());
+                    L::store_f16::<false>(lanes.load_bf16::<false>(self.0.as_ptr()), nf.as_mut_ptr());
+                    L::store_bf16::<false, false>(lanes.load_f16(self.0.as_ptr()), nb.as_mut_ptr());
+                    L::store_bf16::<false, false>(lanes.load_bf16::<false>(self.0.as_ptr()), back.as_mut_ptr());
                 }
                 (f, b, [nf, nb, back])
             }
@@ -137,9 +137,33 @@ mod tests {
                 // SAFETY: arrays of 16.
                 unsafe {
                     L::store_f16::<false>(L::F32::load(lanes, self.0.as_ptr()), to[0].as_mut_ptr());
-                    L::store_bf16::<false>(L::F32::load(lanes, self.0.as_ptr()), to[1].as_mut_ptr());
+                    L::store_bf16::<false, false>(L::F32::load(lanes, self.0.as_ptr()), to[1].as_mut_ptr());
+                    let mut lanes_of = self.0;
+                    for i in 0..16 {
+                        lanes_of[if L::DEALS { place(i) } else { i }] = self.0[i];
+                    }
+                    let mut dealt = [0; 16];
+                    L::store_bf16::<false, true>(L::F32::load(lanes, lanes_of.as_ptr()), dealt.as_mut_ptr());
+                    assert_eq!(dealt, to[1]);
                 }
                 to
+            }
+        }
+        /// Dealt lanes, in the order they have in memory as f32, and rounded from there.
+        struct Deal([u16; 16]);
+        impl Task for Deal {
+            type Element = f32;
+            type Output = (bool, [f32; 16], [u16; 16]);
+            #[inline(always)]
+            fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+                let (mut v, mut back) = ([0.0; 16], [0; 16]);
+                // SAFETY: arrays of 16.
+                unsafe {
+                    let dealt = lanes.load_bf16::<true>(self.0.as_ptr());
+                    dealt.store(v.as_mut_ptr());
+                    L::store_bf16::<false, true>(dealt, back.as_mut_ptr());
+                }
+                (L::DEALS, v, back)
             }
         }
         let floats = floats();
@@ -156,6 +180,12 @@ mod tests {
             }
             for start in (0..=u16::MAX).step_by(16) {
                 let h: [u16; 16] = core::array::from_fn(|i| start + i as u16);
+                let (deals, dealt, again) = dispatch(isa, Deal(h));
+                for i in 0..16 {
+                    let lane = if deals { place(i) } else { i };
+                    assert!(same(dealt[lane], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);
+                    assert!(same(widen_bf16(again[i]), widen_bf16(h[i])), "{isa:?} {:#x}: {:#x}", h[i], again[i]);
+                }
                 let (f, b, [nf, nb, back]) = dispatch(isa, Convert(h));
                 for i in 0..16 {
                     assert!(same(f[i], widen_f16(h[i])) && same(b[i], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);

@@ -88,7 +88,7 @@ impl Lanes for Portable {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const u16) -> F32 {
+    unsafe fn load_bf16<const DEALT: bool>(self, p: *const u16) -> F32 {
         // SAFETY: by the caller.
         let h = unsafe { p.cast::<[u16; 16]>().read_unaligned() };
         let mut v = [0.0; 16];
@@ -99,7 +99,7 @@ impl Lanes for Portable {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16<const PAST: bool>(v: F32, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool, const DEALT: bool>(v: F32, p: *mut u16) {
         let (v, mut h) = (v.0.to_array(), [0; 16]);
         for i in 0..16 {
             h[i] = half::narrow_bf16(v[i]);

@@ -57,13 +57,13 @@ impl Lanes for Single {
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const u16) -> One<f32> {
+    unsafe fn load_bf16<const DEALT: bool>(self, p: *const u16) -> One<f32> {
         // SAFETY: by the caller.
         One(half::widen_bf16(unsafe { *p }))
     }
     #[cfg(feature = "half")]
     #[inline(always)]
-    unsafe fn store_bf16<const PAST: bool>(v: One<f32>, p: *mut u16) {
+    unsafe fn store_bf16<const PAST: bool, const DEALT: bool>(v: One<f32>, p: *mut u16) {
         // SAFETY: by the caller.
         unsafe { *p = half::narrow_bf16(v.0) }
     }

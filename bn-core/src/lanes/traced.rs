@@ -58,16 +58,16 @@ pub(crate) struct Noted<V>(V);
 
 #[cfg(feature = "half")]
 macro_rules! half {
-    ($load:ident, $store:ident) => {
-        unsafe fn $load(self, p: *const u16) -> Self::F32 {
+    ($load:ident, $store:ident $(, $dealt:ident)?) => {
+        unsafe fn $load<$(const $dealt: bool)?>(self, p: *const u16) -> Self::F32 {
             note(Kind::Read, p.addr());
             // SAFETY: by the caller.
-            Noted(unsafe { Portable.$load(p) })
+            Noted(unsafe { Portable.$load::<$($dealt)?>(p) })
         }
-        unsafe fn $store<const PAST: bool>(v: Self::F32, p: *mut u16) {
+        unsafe fn $store<const PAST: bool $(, const $dealt: bool)?>(v: Self::F32, p: *mut u16) {
             note(if PAST { Kind::Past } else { Kind::Write }, p.addr());
             // SAFETY: by the caller.
-            unsafe { Portable::$store::<PAST>(v.0, p) }
+            unsafe { Portable::$store::<PAST $(, $dealt)?>(v.0, p) }
         }
     };
 }
@@ -100,7 +100,7 @@ impl Lanes for Traced {
     #[cfg(feature = "half")]
     half!(load_f16, store_f16);
     #[cfg(feature = "half")]
-    half!(load_bf16, store_bf16);
+    half!(load_bf16, store_bf16, DEALT);
 }
 
 macro_rules! operators {

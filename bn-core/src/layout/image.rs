@@ -11,11 +11,11 @@
 
 use super::grid::div;
 use super::run::{Constants, Elements, TURN, lead};
-use super::{Compute, MOST_LANES, Vec, load_all, splat_all, store_all, stream_all};
+use super::{Compute, MOST_LANES, Vec, deals, load_all, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::Map;
-use crate::lanes::{Lanes, Scalar, Vector};
+use crate::lanes::{Lanes, Scalar, Vector, place};
 
 /// One image, or two at once: the same channels of each.
 pub(super) struct Image<'a, E: Element, M, const I: usize, const J: usize, const K: usize, const O: usize> {
@@ -90,7 +90,7 @@ where
         unsafe {
             let mut tails = [[zero; I]; S];
             for s in 0..S {
-                tails[s] = load_all(lanes, &images[s].from, last);
+                tails[s] = load_all::<true, _, _, _>(lanes, &images[s].from, last);
                 if lead > 0 {
                     self.walk::<L, false>(lanes, ready, images[s], At { element: 0, plane: 0 }, lanes_of);
                 }
@@ -112,10 +112,10 @@ where
                     let k = self.of_plane(lanes, div(last, self.positions));
                     let v = M::before(ready, tails[s]);
                     let sum = self.op.join(v, M::formula(v, k));
-                    if self.check() && !<Vec<E, L>>::all(sum.finite()) {
+                    if self.check() && !sum.all_finite() {
                         self.one_by_one(images[s], end, width);
                     } else {
-                        store_all::<L, E, O>(M::outputs(ready, v, sum), &images[s].to, last);
+                        store_all::<true, L, E, O>(M::outputs(ready, v, sum), &images[s].to, last);
                     }
                 }
             }
@@ -214,15 +214,15 @@ where
     ) -> bool {
         // SAFETY: by the caller.
         unsafe {
-            let v = M::before(ready, load_all(lanes, &image.from, element));
+            let v = M::before(ready, load_all::<true, _, _, _>(lanes, &image.from, element));
             let sum = self.op.join(v, M::formula(v, k));
-            if check && !<Vec<E, L>>::all(sum.finite()) {
+            if check && !sum.all_finite() {
                 return false;
             }
             if STREAM {
-                stream_all::<L, E, O>(M::outputs(ready, v, sum), &image.to, element);
+                stream_all::<true, L, E, O>(M::outputs(ready, v, sum), &image.to, element);
             } else {
-                store_all::<L, E, O>(M::outputs(ready, v, sum), &image.to, element);
+                store_all::<true, L, E, O>(M::outputs(ready, v, sum), &image.to, element);
             }
         }
         true
@@ -267,8 +267,8 @@ fn mixed<E: Element, L: Lanes, const K: usize>(
     b: [Vec<E, L>; K],
 ) -> [Vec<E, L>; K] {
     let (mut numbers, mut k) = ([Compute::<E>::ZERO; MOST_LANES], b);
-    for (i, number) in numbers.iter_mut().enumerate() {
-        *number = Scalar::from_f64(i as f64);
+    for e in 0..<Vec<E, L>>::WIDTH {
+        numbers[if const { deals::<E, L>() } { place(e) } else { e }] = Scalar::from_f64(e as f64);
     }
     // SAFETY: no vector has more lanes.
     let number = unsafe { Vec::<E, L>::load(lanes, numbers.as_ptr()) };

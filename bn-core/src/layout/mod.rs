@@ -342,12 +342,17 @@ pub(crate) struct Channels {
     pub(crate) end: usize,
 }
 
+/// Whether vectors of elements that may be in any order have them dealt to their registers, as for [`place`]: bfloat16, on AVX2.
+pub(crate) const fn deals<E: Element, L: Lanes>() -> bool {
+    E::DEALS && L::DEALS
+}
+
 /// Reads one vector of each input.
 ///
 /// # Safety
 /// Each pointer is valid for reading a vector from `offset` on.
 #[inline(always)]
-unsafe fn load_all<L: Lanes, E: Element, const I: usize>(
+unsafe fn load_all<const DEALT: bool, L: Lanes, E: Element, const I: usize>(
     lanes: L,
     from: &[*const E; I],
     offset: usize,
@@ -356,7 +361,7 @@ unsafe fn load_all<L: Lanes, E: Element, const I: usize>(
     let mut i = 0;
     while i < I {
         // SAFETY: by the caller.
-        x[i] = unsafe { E::load(lanes, from[i].add(offset)) };
+        x[i] = unsafe { E::load::<L, DEALT>(lanes, from[i].add(offset)) };
         i += 1;
     }
     x
@@ -387,11 +392,15 @@ unsafe fn load_table<L: Lanes, E: Element, const K: usize>(
 /// # Safety
 /// Each pointer is valid for writing a vector from `offset` on.
 #[inline(always)]
-unsafe fn store_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to: &[*mut E; O], offset: usize) {
+unsafe fn store_all<const DEALT: bool, L: Lanes, E: Element, const O: usize>(
+    y: [Vec<E, L>; O],
+    to: &[*mut E; O],
+    offset: usize,
+) {
     let mut i = 0;
     while i < O {
         // SAFETY: by the caller.
-        unsafe { E::store(y[i], to[i].add(offset)) };
+        unsafe { E::store::<L, DEALT>(y[i], to[i].add(offset)) };
         i += 1;
     }
 }
@@ -401,11 +410,15 @@ unsafe fn store_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to:
 /// # Safety
 /// As for [`store_all`]; the places are aligned to a vector.
 #[inline(always)]
-unsafe fn stream_all<L: Lanes, E: Element, const O: usize>(y: [Vec<E, L>; O], to: &[*mut E; O], offset: usize) {
+unsafe fn stream_all<const DEALT: bool, L: Lanes, E: Element, const O: usize>(
+    y: [Vec<E, L>; O],
+    to: &[*mut E; O],
+    offset: usize,
+) {
     let mut o = 0;
     while o < O {
         // SAFETY: by the caller.
-        unsafe { E::stream(y[o], to[o].add(offset)) };
+        unsafe { E::stream::<L, DEALT>(y[o], to[o].add(offset)) };
         o += 1;
     }
 }
@@ -525,7 +538,7 @@ where
     let lane = Single::BASE;
     let mut x = [0.0; J];
     // SAFETY: by the caller.
-    let v = R::values(&op.ready(lane), unsafe { load_all(lane, from, i) });
+    let v = R::values(&op.ready(lane), unsafe { load_all::<false, _, _, _>(lane, from, i) });
     for j in 0..J {
         x[j] = first(v[j]).to_f64();
     }

@@ -462,7 +462,7 @@ where
         let mut t = 0;
         while t < T {
             // SAFETY: the vector lies in the range.
-            let x = unsafe { load_all(lanes, &at[t], range.first + v * lanes_of) };
+            let x = unsafe { load_all::<false, _, _, _>(lanes, &at[t], range.first + v * lanes_of) };
             chains[t] = add(chains[t], R::addends(R::values(ready, x), k[t]));
             t += 1;
         }
@@ -471,7 +471,7 @@ where
         let mut t = 0;
         while t < T {
             // SAFETY: the range has at least one vector, and this is its last.
-            let x = unsafe { load_all(lanes, &at[t], range.last) };
+            let x = unsafe { load_all::<false, _, _, _>(lanes, &at[t], range.last) };
             let mut a = R::addends(R::values(ready, x), k[t]);
             let mut n = 0;
             while n < N {
@@ -519,7 +519,10 @@ where
     let mut i = 0;
     while i < SAMPLES {
         // SAFETY: the arrays have SAMPLES elements, a whole number of vectors.
-        unsafe { R::values(&op.ready(lanes), load_all(lanes, &from, i))[R::PIVOT_OF].store(v.as_mut_ptr().add(i)) };
+        unsafe {
+            R::values(&op.ready(lanes), load_all::<false, _, _, _>(lanes, &from, i))[R::PIVOT_OF]
+                .store(v.as_mut_ptr().add(i))
+        };
         i += <Vec<E, L>>::WIDTH;
     }
     let base = v[0];
@@ -739,7 +742,7 @@ unsafe fn map_plane<L, E, M, const I: usize, const J: usize, const K: usize, con
             let there = to[o].plane(plane.0, plane.1).wrapping_add(start);
             into[o] = if to[o].contiguous { there } else { stage.wrapping_add(o * width) };
         }
-        Elements { from, to: into, width }.map::<L, M, J, K, false>(lanes, op, ready, k, stream);
+        Elements { from, to: into, width }.map::<L, M, J, K, false, true>(lanes, op, ready, k, stream);
         for o in 0..O {
             if !to[o].contiguous {
                 to[o].copy(to[o].plane(plane.0, plane.1), start, width, into[o], Direction::Out);

@@ -9,13 +9,13 @@
 use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::run::{Constants, Elements, MapRun, Order, lead};
 use super::{
-    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Several, Vec, add, column, load_all,
-    load_table, staged, values_in_f64, words_for,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Several, Vec, add, column, deals,
+    load_all, load_table, staged, values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
-use crate::lanes::{Lanes, Scalar, Vector};
+use crate::lanes::{DEAL, Lanes, Scalar, Vector, place};
 
 /// The part of a row that belongs to a range of channels.
 #[derive(Clone, Copy)]
@@ -674,7 +674,7 @@ unsafe fn sum_vectors<
             while i < T {
                 let mut u = 0;
                 while u < U {
-                    let x = load_all(lanes, &rows[i], off + u * lanes_of);
+                    let x = load_all::<false, _, _, _>(lanes, &rows[i], off + u * lanes_of);
                     acc[u] = add(acc[u], R::addends(R::values(ready, x), k[u]));
                     u += 1;
                 }
@@ -736,7 +736,7 @@ impl<L: Lanes, E: Element> Pivot<L, E> {
         R: Reduction<E, I, J, K, N>,
     {
         // SAFETY: by the caller.
-        let v = R::values(ready, unsafe { load_all(lanes, rows, off) })[R::PIVOT_OF];
+        let v = R::values(ready, unsafe { load_all::<false, _, _, _>(lanes, rows, off) })[R::PIVOT_OF];
         if i == 0 {
             self.base = v;
         } else {
@@ -1016,11 +1016,12 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     }
     let stream = stream && flat;
     // All vectors of the range start with a multiple of their lanes.
-    let whole = seg.width == count && seg.width.is_multiple_of(Compute::<E>::LANES);
-    let records = whole && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
+    let whole = seg.width.is_multiple_of(Compute::<E>::LANES) && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
+    let (records, deal) = (whole && seg.width == count, const { deals::<E, L>() } && whole);
     let order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
+    let dealt = if deal { order.dealt() } else { order };
     // SAFETY: the table is as long as there are channels.
-    let safe = unsafe { Constants::make(op, channels, table, order) };
+    let safe = unsafe { Constants::make(op, channels, table, if records { dealt } else { order }) };
     for i in 0..if records { 0 } else { K } {
         let row = table.wrapping_add(i * next);
         // SAFETY: the row has a vector more than the segment; the segment has at least a vector.
@@ -1031,11 +1032,21 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
             for a in 0..Compute::<E>::LANES {
                 *row.add(seg.width + a) = *row.add(a);
             }
+            if deal {
+                for vector in 0..next / DEAL {
+                    let at = row.add(vector * DEAL).cast::<[Compute<E>; DEAL]>();
+                    let (in_order, mut dealt) = (at.read(), [Compute::<E>::ZERO; DEAL]);
+                    for e in 0..DEAL {
+                        dealt[place(e)] = in_order[e];
+                    }
+                    at.write(dealt);
+                }
+            }
         }
     }
     let constants = Constants {
         at: table.cast_const(),
-        order,
+        order: dealt,
         period: seg.width,
         first: channels.first,
         count,

@@ -6,12 +6,12 @@
 //! compiler kept its vectors in memory, and it ran at two thirds of the speed in cache.
 
 use super::grid::{div, rem};
-use super::{Channels, Compute, Vec, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
+use super::{Channels, Compute, Vec, deals, first, load_all, load_table, one_by_one, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::constants::GROUP;
 use crate::kernel::{Coefficients, Map};
-use crate::lanes::{Lanes, Real, Scalar, Vector, single::Single};
+use crate::lanes::{DEAL, Lanes, Real, Scalar, Vector, place, single::Single};
 
 type One<E> = Vec<E, Single>;
 
@@ -22,26 +22,34 @@ pub(super) struct Order {
     apart: usize,
     /// Scalars from a vector's constants to the next vector's, per lane.
     scale: usize,
+    /// Whether those of a vector are [dealt](deals) as its elements are.
+    dealt: bool,
 }
 
 impl Order {
     /// Each constant has a row of its own, so many scalars long: a vector may start anywhere.
     #[inline(always)]
     pub(super) fn rows(apart: usize) -> Self {
-        Order { apart, scale: 1 }
+        Order { apart, scale: 1, dealt: false }
     }
 
     /// The constants of a vector stand side by side, and vectors start where those do: one stream to read instead of
     /// `K`. Backward at 1024 channels, whose rows fill a first-level cache, is 1.4 times as fast, at 2048 1.2 times.
     #[inline(always)]
     pub(super) fn records(lanes: usize, k: usize) -> Self {
-        Order { apart: lanes, scale: k }
+        Order { apart: lanes, scale: k, dealt: false }
+    }
+
+    /// The same, dealt.
+    #[inline(always)]
+    pub(super) fn dealt(self) -> Self {
+        Order { dealt: true, ..self }
     }
 
     /// Those of an element stand side by side.
     #[inline(always)]
     pub(super) fn elements(k: usize) -> Self {
-        Order { apart: 1, scale: k }
+        Order { apart: 1, scale: k, dealt: false }
     }
 
     /// Whether they do.
@@ -53,6 +61,10 @@ impl Order {
     /// Where the first constant of element `i` is.
     #[inline(always)]
     fn of(&self, i: usize) -> usize {
+        if self.dealt {
+            let lane = i % DEAL;
+            return (i - lane) * self.scale + place(lane);
+        }
         if self.scale == 1 {
             return i;
         }
@@ -148,6 +160,18 @@ impl<E: Element, const K: usize> Constants<E, K> {
                 }
                 return;
             }
+            if order.dealt {
+                for i in 0..K {
+                    let [mut even, mut odd] = [[Compute::<E>::ZERO; GROUP / 2]; 2];
+                    for l in 0..GROUP / 2 {
+                        (even[l], odd[l]) = (k[i][2 * l], k[i][2 * l + 1]);
+                    }
+                    let to = to.add(i * order.apart).cast::<[Compute<E>; GROUP / 2]>();
+                    to.write_unaligned(even);
+                    to.add(place(1) * 2 / GROUP).write_unaligned(odd);
+                }
+                return;
+            }
             // They are neighbours.
             for i in 0..K {
                 to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(k[i]);
@@ -223,7 +247,13 @@ where
     fn run<L: Lanes>(self, lanes: L) {
         // SAFETY: who made it vouches for it.
         unsafe {
-            self.elements.map::<L, M, J, K, true>(lanes, self.op, &self.op.ready(lanes), &self.constants, self.stream)
+            let MapRun { op, elements, constants, stream } = self;
+            let ready = op.ready(lanes);
+            if const { deals::<E, L>() } && constants.order.dealt {
+                elements.map::<L, M, J, K, true, true>(lanes, op, &ready, &constants, stream);
+            } else {
+                elements.map::<L, M, J, K, true, false>(lanes, op, &ready, &constants, stream);
+            }
         }
     }
 }
@@ -240,11 +270,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// the caches wait for those. Where a place in the table was a whole number of pages from one of them each vector
     /// waited for the memory (a tenth of the speed), elsewhere maps of backward were 1.05 to 1.3 times as slow.
     ///
+    /// `DEALT`: whether lanes are [dealt](deals), and with them the constants of a table; those that all elements have are for any lane.
+    ///
     /// # Safety
     /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
     /// are there for all elements, and for a vector from each on, if the run has one; their period is 0 if, and only if, not `ROWS`.
     #[inline(always)]
-    pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool>(
+    pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool, const DEALT: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -256,7 +288,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         M: Map<E, I, J, K, O>,
     {
         let lanes_of = <Vec<E, L>>::WIDTH;
-        debug_assert_eq!(ROWS, k.period > 0);
+        debug_assert!(ROWS == (k.period > 0) && k.order.dealt == (ROWS && DEALT));
         // SAFETY: the vectors lie in the run.
         unsafe {
             if self.width < lanes_of {
@@ -265,13 +297,13 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // The last vector overlaps its neighbour: it is read before anything is written, as the output
             // may be the input.
             let last = self.width - lanes_of;
-            let tail = load_all(lanes, &self.from, last);
+            let tail = load_all::<DEALT, _, _, _>(lanes, &self.from, last);
             let lead = if stream { lead(&self.to) } else { None };
             let mut at = 0;
             if let Some(lead) = lead
                 && lead > 0
             {
-                self.walk::<L, M, J, K, 1, false, ROWS>(lanes, op, ready, k, 0, lanes_of, 0, k.offset(0));
+                self.walk::<L, M, J, K, 1, false, ROWS, DEALT>(lanes, op, ready, k, 0, lanes_of, 0, k.offset(0));
                 at = lead;
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
@@ -307,30 +339,34 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             let whole = (self.width - rest) / lanes_of * lanes_of;
             let offset = k.offset(at);
             if lines {
-                self.walk::<L, M, J, K, 4, true, ROWS>(lanes, op, ready, k, at, far, far, offset);
+                self.walk::<L, M, J, K, 4, true, ROWS, DEALT>(lanes, op, ready, k, at, far, far, offset);
             } else if lead.is_some() {
-                self.walk_streams::<L, M, J, K, ROWS>(lanes, op, ready, k, at, far, parts);
+                self.walk_streams::<L, M, J, K, ROWS, DEALT>(lanes, op, ready, k, at, far, parts);
             } else if room && const { K > 3 } && four {
-                self.walk::<L, M, J, K, 4, false, ROWS>(lanes, op, ready, k, at, far, far, offset);
+                self.walk::<L, M, J, K, 4, false, ROWS, DEALT>(lanes, op, ready, k, at, far, far, offset);
             } else if room {
-                self.walk::<L, M, J, K, 2, false, ROWS>(lanes, op, ready, k, at, far, far, offset);
+                self.walk::<L, M, J, K, 2, false, ROWS, DEALT>(lanes, op, ready, k, at, far, far, offset);
             }
             let offset = k.offset(rest);
             if lead.is_some() {
-                self.walk::<L, M, J, K, 1, true, ROWS>(lanes, op, ready, k, rest, whole, 0, offset);
+                self.walk::<L, M, J, K, 1, true, ROWS, DEALT>(lanes, op, ready, k, rest, whole, 0, offset);
             } else {
-                self.walk::<L, M, J, K, 1, false, ROWS>(lanes, op, ready, k, rest, whole, 0, offset);
+                self.walk::<L, M, J, K, 1, false, ROWS, DEALT>(lanes, op, ready, k, rest, whole, 0, offset);
             }
             at = rest + whole;
             if at < self.width {
+                if ROWS && DEALT {
+                    // The table has no vector that starts elsewhere.
+                    return self.one_by_one::<M, J, K>(op, k, at, self.width);
+                }
                 let check = op.checked() || !k.safe;
                 let constants = load::<L, E, K, ROWS>(lanes, k, k.offset(last));
                 let v = M::before(ready, tail);
                 let sum = op.join(v, M::formula(v, constants));
-                if check && !<Vec<E, L>>::all(sum.finite()) {
+                if check && !sum.all_finite() {
                     self.one_by_one::<M, J, K>(op, k, at, self.width);
                 } else {
-                    store_all::<L, E, O>(M::outputs(ready, v, sum), &self.to, last);
+                    store_all::<DEALT, L, E, O>(M::outputs(ready, v, sum), &self.to, last);
                 }
             }
         }
@@ -342,7 +378,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn walk_streams<L, M, const J: usize, const K: usize, const ROWS: bool>(
+    unsafe fn walk_streams<L, M, const J: usize, const K: usize, const ROWS: bool, const DEALT: bool>(
         &self,
         lanes: L,
         op: &M,
@@ -362,7 +398,16 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             for part in 0..parts {
                 // SAFETY: by the caller. Parts are a whole number of periods.
                 next = unsafe {
-                    self.walk::<L, M, J, K, 1, true, ROWS>(lanes, op, ready, k, at + part * far + done, turn, 0, offset)
+                    self.walk::<L, M, J, K, 1, true, ROWS, DEALT>(
+                        lanes,
+                        op,
+                        ready,
+                        k,
+                        at + part * far + done,
+                        turn,
+                        0,
+                        offset,
+                    )
                 };
             }
             (done, offset) = (done + turn, next);
@@ -375,7 +420,16 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// They lie in the run; those that are streamed are aligned.
     #[inline(always)]
-    unsafe fn walk<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool, const ROWS: bool>(
+    unsafe fn walk<
+        L,
+        M,
+        const J: usize,
+        const K: usize,
+        const S: usize,
+        const STREAM: bool,
+        const ROWS: bool,
+        const DEALT: bool,
+    >(
         &self,
         lanes: L,
         op: &M,
@@ -394,7 +448,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         while at < end {
             // SAFETY: by the caller.
             unsafe {
-                (at, offset) = self.walk_fast::<L, M, J, K, S, STREAM, ROWS>(lanes, op, ready, k, at, end, far, offset);
+                (at, offset) =
+                    self.walk_fast::<L, M, J, K, S, STREAM, ROWS, DEALT>(lanes, op, ready, k, at, end, far, offset);
                 if at < end {
                     for s in 0..S {
                         self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
@@ -412,7 +467,16 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn walk_fast<L, M, const J: usize, const K: usize, const S: usize, const STREAM: bool, const ROWS: bool>(
+    unsafe fn walk_fast<
+        L,
+        M,
+        const J: usize,
+        const K: usize,
+        const S: usize,
+        const STREAM: bool,
+        const ROWS: bool,
+        const DEALT: bool,
+    >(
         &self,
         lanes: L,
         op: &M,
@@ -449,23 +513,23 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     let mut v = [[zero; J]; S];
                     let mut s = 0;
                     while s < S {
-                        v[s] = M::before(ready, load_all(lanes, &self.from, at + s * far));
+                        v[s] = M::before(ready, load_all::<DEALT, _, _, _>(lanes, &self.from, at + s * far));
                         s += 1;
                     }
                     if late && at > first {
-                        self.store::<L, S, STREAM>(y, at - lanes_of, far);
+                        self.store::<L, S, STREAM, DEALT>(y, at - lanes_of, far);
                     }
                     let mut s = 0;
                     while s < S {
                         let sum = op.join(v[s], M::formula(v[s], constants));
-                        if check && !<Vec<E, L>>::all(sum.finite()) {
+                        if check && !sum.all_finite() {
                             return (at, offset);
                         }
                         y[s] = M::outputs(ready, v[s], sum);
                         s += 1;
                     }
                     if !late {
-                        self.store::<L, S, STREAM>(y, at, far);
+                        self.store::<L, S, STREAM, DEALT>(y, at, far);
                     }
                     at += lanes_of;
                 }
@@ -474,7 +538,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 }
             }
             if late && at > first {
-                self.store::<L, S, STREAM>(y, at - lanes_of, far);
+                self.store::<L, S, STREAM, DEALT>(y, at - lanes_of, far);
             }
         }
         (end, offset)
@@ -500,7 +564,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// # Safety
     /// As for [`Elements::walk`].
     #[inline(always)]
-    unsafe fn store<L: Lanes, const S: usize, const STREAM: bool>(
+    unsafe fn store<L: Lanes, const S: usize, const STREAM: bool, const DEALT: bool>(
         &self,
         y: [[Vec<E, L>; O]; S],
         at: usize,
@@ -511,9 +575,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // SAFETY: by the caller.
             unsafe {
                 if STREAM {
-                    stream_all::<L, E, O>(y[s], &self.to, at + s * far);
+                    stream_all::<DEALT, L, E, O>(y[s], &self.to, at + s * far);
                 } else {
-                    store_all::<L, E, O>(y[s], &self.to, at + s * far);
+                    store_all::<DEALT, L, E, O>(y[s], &self.to, at + s * far);
                 }
             }
             s += 1;
@@ -541,7 +605,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // SAFETY: by the caller.
             unsafe {
                 let constants = load_table::<Single, E, K>(lane, k.at.add(k.order.of(offset)), k.order.apart);
-                let v = M::before(&ready, load_all(lane, &self.from, e));
+                let v = M::before(&ready, load_all::<false, _, _, _>(lane, &self.from, e));
                 let mut sum = op.join(v, M::formula(v, constants));
                 let mut first = None;
                 if check && !One::<E>::all(sum.finite()) {
@@ -550,7 +614,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 }
                 let mut y = M::outputs(&ready, v, sum);
                 y[0] = first.unwrap_or(y[0]);
-                store_all::<Single, E, O>(y, &self.to, e);
+                store_all::<false, Single, E, O>(y, &self.to, e);
             }
             offset = k.next(offset);
         }

@@ -505,7 +505,7 @@ where
             at[i] = self.state.at[i].cast::<E>();
         }
         // SAFETY: by the caller.
-        let v = R::values(&ready, unsafe { load_all(LANE, &at, 0) });
+        let v = R::values(&ready, unsafe { load_all::<false, _, _, _>(LANE, &at, 0) });
         let mut x = [Compute::<E>::ZERO; J];
         for j in 0..J {
             x[j] = first(v[j]);
@@ -702,7 +702,7 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
         }
         for _ in 0..run {
             // SAFETY: by the caller.
-            let v = M::before(&ready, unsafe { load_all(LANE, &at, 0) });
+            let v = M::before(&ready, unsafe { load_all::<false, _, _, _>(LANE, &at, 0) });
             let (mut sum, mut first) = (op.join(v, M::formula(v, splat_all(LANE, &k.narrow))), None);
             if !safe || (op.checked() && !One::<E>::all(sum.finite())) {
                 first = again(op, v, &mut sum, k);
@@ -712,7 +712,7 @@ pub(crate) unsafe fn map<E, M, const I: usize, const J: usize, const K: usize, c
             // The first output last: what is not wanted has its place.
             for o in (0..O).rev() {
                 // SAFETY: by the caller.
-                unsafe { E::store(out[o], into[o]) };
+                unsafe { E::store::<_, false>(out[o], into[o]) };
                 into[o] = into[o].wrapping_add(to[o].step);
             }
             for i in 0..I {
