@@ -30,7 +30,7 @@ pub(crate) struct F64(__m256d, __m256d);
 impl Lanes for Avx2 {
     const STREAMS: usize = 2;
     const ABREAST: usize = 2;
-    // Maps in cache: 1.27 times as fast with constants that all lanes have, 1.15 with those of a table.
+    // In cache maps are 1.27 times as fast with constants that all lanes have, 1.15 with those of a table; sums 1.02 to 1.15.
     const DEALS: bool = true;
 
     #[inline(always)]
@@ -287,6 +287,26 @@ impl Vector for F32 {
         _mm256_blendv_ps
     );
 
+    #[inline(always)]
+    fn clear_below_dealt(self, n: usize) -> Self {
+        debug_assert!(n <= 16);
+        let n = n.min(16);
+        // SAFETY: half as many elements, or one more, are even; the window has 16 zeros, then 16 words of ones. AVX2 as above.
+        unsafe {
+            let ones = WINDOW32.0.as_ptr().add(16).cast::<f32>();
+            let (even, odd) = (_mm256_loadu_ps(ones.sub(n.div_ceil(2))), _mm256_loadu_ps(ones.sub(n / 2)));
+            Self(_mm256_and_ps(self.0, even), _mm256_and_ps(self.1, odd))
+        }
+    }
+    #[inline(always)]
+    fn in_order(self) -> Self {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            // Elements 0–3 and 8–11, 4–7 and 12–15.
+            let (low, high) = (_mm256_unpacklo_ps(self.0, self.1), _mm256_unpackhi_ps(self.0, self.1));
+            Self(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        }
+    }
     #[inline(always)]
     fn widen(self) -> [F64; 2] {
         // SAFETY: a vector of this type exists only where a token does.

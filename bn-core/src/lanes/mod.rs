@@ -338,6 +338,16 @@ pub trait Vector: Real {
     fn abs(self) -> Self;
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
+    /// The same where lanes are [dealt](Lanes::DEALS): those of the elements below `n`.
+    #[inline(always)]
+    fn clear_below_dealt(self, n: usize) -> Self {
+        self.clear_below(n)
+    }
+    /// Dealt lanes in order.
+    #[inline(always)]
+    fn in_order(self) -> Self {
+        self
+    }
     /// Where `self < other`; false where either is NaN.
     fn lt(self, other: Self) -> Self::Mask;
     /// Lanes that are neither infinite nor NaN.

@@ -7,7 +7,7 @@ use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
-    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at, deals,
     load_all, load_table, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
@@ -246,7 +246,8 @@ unsafe fn keep<L: Lanes, E: Element, const N: usize>(
             // SAFETY: by the caller.
             unsafe { acc[n].store(sums.add(n * Compute::<E>::LANES)) };
         } else {
-            result[n] += acc[n].sum_f64();
+            let in_order = if const { deals::<E, L>() } { acc[n].in_order() } else { acc[n] };
+            result[n] += in_order.sum_f64();
         }
     }
 }
@@ -462,7 +463,7 @@ where
         let mut t = 0;
         while t < T {
             // SAFETY: the vector lies in the range.
-            let x = unsafe { load_all::<false, _, _, _>(lanes, &at[t], range.first + v * lanes_of) };
+            let x = unsafe { load_all::<true, _, _, _>(lanes, &at[t], range.first + v * lanes_of) };
             chains[t] = add(chains[t], R::addends(R::values(ready, x), k[t]));
             t += 1;
         }
@@ -471,11 +472,15 @@ where
         let mut t = 0;
         while t < T {
             // SAFETY: the range has at least one vector, and this is its last.
-            let x = unsafe { load_all::<false, _, _, _>(lanes, &at[t], range.last) };
+            let x = unsafe { load_all::<true, _, _, _>(lanes, &at[t], range.last) };
             let mut a = R::addends(R::values(ready, x), k[t]);
             let mut n = 0;
             while n < N {
-                a[n] = a[n].clear_below(range.counted);
+                a[n] = if const { deals::<E, L>() } {
+                    a[n].clear_below_dealt(range.counted)
+                } else {
+                    a[n].clear_below(range.counted)
+                };
                 n += 1;
             }
             chains[t] = add(chains[t], a);

@@ -87,7 +87,12 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     let seg = Segment::new(geo, channels, lanes_of);
     let (count, slots) = (channels.end - channels.first, seg.groups * lanes_of);
     let mut carve = Carve::new(scratch);
-    let t = Table::<E, K, N> { results: carve.take(N * slots), records: carve.take((K + 2 * N) * slots), slots };
+    let t = Table::<E, K, N> {
+        results: carve.take(N * slots),
+        records: carve.take((K + 2 * N) * slots),
+        slots,
+        dealt: const { deals::<E, L>() },
+    };
     let staged = staged(from);
     let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
@@ -239,6 +244,8 @@ struct Table<E: Element, const K: usize, const N: usize> {
     results: *mut f64,
     records: *mut Compute<E>,
     slots: usize,
+    /// Whether the lanes of records are [dealt](deals).
+    dealt: bool,
 }
 
 impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
@@ -261,7 +268,8 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
     /// Constant `i` in a slot.
     #[inline(always)]
     fn of_slot(&self, slot: usize, i: usize) -> *mut Compute<E> {
-        self.constant(slot / Self::LANES, i).wrapping_add(slot % Self::LANES)
+        let lane = slot % Self::LANES;
+        self.constant(slot / Self::LANES, i).wrapping_add(if self.dealt { place(lane) } else { lane })
     }
 
     /// The constants of element `e`.
@@ -360,7 +368,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
                 }
                 for i in 0..K {
                     for l in 0..MOST_LANES {
-                        k[i][l] = (*self.constant((c + l) / Self::LANES, i).add(l % Self::LANES)).to_f64();
+                        k[i][l] = (*self.of_slot(c + l, i)).to_f64();
                     }
                 }
                 return (k, sums);
@@ -404,7 +412,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         {
             for l in 0..MOST_LANES {
                 // SAFETY: by the caller.
-                unsafe { *self.constant((c + l) / Self::LANES, i).add(l % Self::LANES) = k[l] };
+                unsafe { *self.of_slot(c + l, i) = k[l] };
             }
             return;
         }
@@ -495,7 +503,8 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
         for j in 0..seg.groups {
             for n in 0..N {
                 let at = n * t.slots + j * lanes_of;
-                let sums = Vec::<E, L>::load(lanes, t.second(j).wrapping_add(n * lanes_of)).widen();
+                let sums = Vec::<E, L>::load(lanes, t.second(j).wrapping_add(n * lanes_of));
+                let sums = if const { deals::<E, L>() } { sums.in_order() } else { sums }.widen();
                 let mut half = 0;
                 while half < <Vec<E, L> as Vector>::WIDES {
                     let total = t.results.add(at + 8 * half);
@@ -674,7 +683,7 @@ unsafe fn sum_vectors<
             while i < T {
                 let mut u = 0;
                 while u < U {
-                    let x = load_all::<false, _, _, _>(lanes, &rows[i], off + u * lanes_of);
+                    let x = load_all::<true, _, _, _>(lanes, &rows[i], off + u * lanes_of);
                     acc[u] = add(acc[u], R::addends(R::values(ready, x), k[u]));
                     u += 1;
                 }
@@ -736,7 +745,7 @@ impl<L: Lanes, E: Element> Pivot<L, E> {
         R: Reduction<E, I, J, K, N>,
     {
         // SAFETY: by the caller.
-        let v = R::values(ready, unsafe { load_all::<false, _, _, _>(lanes, rows, off) })[R::PIVOT_OF];
+        let v = R::values(ready, unsafe { load_all::<true, _, _, _>(lanes, rows, off) })[R::PIVOT_OF];
         if i == 0 {
             self.base = v;
         } else {
