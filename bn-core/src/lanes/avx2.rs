@@ -253,8 +253,8 @@ macro_rules! vector {
         }
         #[inline(always)]
         fn all_finite(self) -> bool {
-            // What is not finite times 0 is NaN, and one comparison sees that in two registers: three instructions
-            // instead of six.
+            // What is not finite times 0 is NaN, and one comparison sees that in two registers: four instructions
+            // instead of six, and two constants fewer (backward in cache: 1.02 to 1.07 times as fast).
             // SAFETY: AVX2 as above.
             unsafe {
                 let zero = $set1(0.0);
@@ -291,7 +291,8 @@ impl Vector for F32 {
     fn clear_below_dealt(self, n: usize) -> Self {
         debug_assert!(n <= 16);
         let n = n.min(16);
-        // SAFETY: half as many elements, or one more, are even; the window has 16 zeros, then 16 words of ones. AVX2 as above.
+        // SAFETY: half of them are even, or one more, and at most 8; the window has 16 zeros, then 16 words of ones. AVX2 as
+        // above.
         unsafe {
             let ones = WINDOW32.0.as_ptr().add(16).cast::<f32>();
             let (even, odd) = (_mm256_loadu_ps(ones.sub(n.div_ceil(2))), _mm256_loadu_ps(ones.sub(n / 2)));

@@ -107,7 +107,7 @@ mod tests {
     fn every_isa() {
         use crate::dispatch::{Task, dispatch};
         use crate::isa::Isa;
-        use crate::lanes::{Lanes, Vector, place};
+        use crate::lanes::{Lanes, Vector, lane_of};
         struct Convert([u16; 16]);
         impl Task for Convert {
             type Element = f32;
@@ -138,18 +138,17 @@ mod tests {
                 unsafe {
                     L::store_f16::<false>(L::F32::load(lanes, self.0.as_ptr()), to[0].as_mut_ptr());
                     L::store_bf16::<false, false>(L::F32::load(lanes, self.0.as_ptr()), to[1].as_mut_ptr());
-                    let mut lanes_of = self.0;
+                    let (mut hand, mut dealt) = (self.0, [0; 16]);
                     for i in 0..16 {
-                        lanes_of[if L::DEALS { place(i) } else { i }] = self.0[i];
+                        hand[if L::DEALS { lane_of(i) } else { i }] = self.0[i];
                     }
-                    let mut dealt = [0; 16];
-                    L::store_bf16::<false, true>(L::F32::load(lanes, lanes_of.as_ptr()), dealt.as_mut_ptr());
+                    L::store_bf16::<false, true>(L::F32::load(lanes, hand.as_ptr()), dealt.as_mut_ptr());
                     assert_eq!(dealt, to[1]);
                 }
                 to
             }
         }
-        /// Dealt lanes, in the order they have in memory as f32, and rounded from there.
+        /// The lanes of what was loaded dealt, and what is written of them.
         struct Deal([u16; 16]);
         impl Task for Deal {
             type Element = f32;
@@ -182,7 +181,7 @@ mod tests {
                 let h: [u16; 16] = core::array::from_fn(|i| start + i as u16);
                 let (deals, dealt, again) = dispatch(isa, Deal(h));
                 for i in 0..16 {
-                    let lane = if deals { place(i) } else { i };
+                    let lane = if deals { lane_of(i) } else { i };
                     assert!(same(dealt[lane], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);
                     assert!(same(widen_bf16(again[i]), widen_bf16(h[i])), "{isa:?} {:#x}: {:#x}", h[i], again[i]);
                 }

@@ -42,6 +42,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Vectors of a row (1, 2 or 4) that sums take side by side: as many as the registers hold sums for. It
     /// changes no bit.
     const ABREAST: usize = 1;
+    /// Whether bfloat16 are widened and rounded by fewer instructions where they are dealt to the lanes: element `e` of a vector in
+    /// lane [`lane_of`]`(e)`. It changes no bit.
+    const DEALS: bool = false;
     /// Whether vectors are of one lane.
     const SINGLE: bool = false;
     /// 16 lanes of f32.
@@ -85,15 +88,13 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// `p` is valid for writing that many, and aligned to them if they go past the caches.
     #[cfg(feature = "half")]
     unsafe fn store_f16<const PAST: bool>(v: Self::F32, p: *mut u16);
-    /// Whether bfloat16 are widened and rounded by fewer instructions where lanes need not be in the order of the elements.
-    const DEALS: bool = false;
-    /// Reads 16 bfloat16 and widens them exactly: in order, or `DEALT` if the ISA [deals](Lanes::DEALS), as for [`place`].
+    /// Reads 16 bfloat16 and widens them exactly; in order, or `DEALT` if the ISA [deals](Lanes::DEALS).
     ///
     /// # Safety
     /// As for [`Lanes::load_f16`].
     #[cfg(feature = "half")]
     unsafe fn load_bf16<const DEALT: bool>(self, p: *const u16) -> Self::F32;
-    /// Rounds to bfloat16, likewise. NaN has zeros in its lower 16 bits: it is a widened one, or an operation made it of
+    /// Rounds to bfloat16, to nearest even, and writes 16 of them, past the caches or not, from lanes in order or `DEALT`. NaN has zeros in its lower 16 bits: it is a widened one, or an operation made it of
     /// numbers. Of constants that are NaN tables have the plain one, and groups are made where none is. So rounding one cannot carry
     /// into its exponent, and it takes no test (maps in cache: 1.17 to 1.2 times as fast on AVX2, 1.15 on AVX-512).
     ///
@@ -106,8 +107,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 /// Lanes of a vector that is dealt.
 pub(crate) const DEAL: usize = 16;
 
-/// The lane of an element of a vector that is dealt to two registers: those with an even number, those with an odd one.
-pub(crate) const fn place(e: usize) -> usize {
+/// The lane of an element of a vector that is dealt: first those with an even number, then those with an odd one.
+pub(crate) const fn lane_of(e: usize) -> usize {
     e / 2 + e % 2 * (DEAL / 2)
 }
 
@@ -308,7 +309,7 @@ pub trait Vector: Real {
     type Mask: Copy;
     /// The f64 vector of the same ISA.
     type Wide: Vector<Scalar = f64, Token = Self::Token>;
-    /// Elements that are neighbours in memory and in this vector.
+    /// Elements that are neighbours in memory and in a vector, in order or dealt.
     const WIDTH: usize = Self::Scalar::LANES;
     /// How many `Wide` vectors hold the lanes of this one.
     const WIDES: usize = Self::Scalar::LANES / 8;
@@ -338,12 +339,12 @@ pub trait Vector: Real {
     fn abs(self) -> Self;
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
-    /// The same where lanes are [dealt](Lanes::DEALS): those of the elements below `n`.
+    /// The same for a vector that was loaded [dealt](Lanes::DEALS): zeroes the elements below `n`.
     #[inline(always)]
     fn clear_below_dealt(self, n: usize) -> Self {
         self.clear_below(n)
     }
-    /// Dealt lanes in order.
+    /// The lanes in order, of a vector that was loaded dealt.
     #[inline(always)]
     fn in_order(self) -> Self {
         self

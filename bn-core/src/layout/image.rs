@@ -15,7 +15,7 @@ use super::{Compute, MOST_LANES, Vec, deals, load_all, splat_all, store_all, str
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::Map;
-use crate::lanes::{Lanes, Scalar, Vector, place};
+use crate::lanes::{Lanes, Scalar, Vector, lane_of};
 
 /// One image, or two at once: the same channels of each.
 pub(super) struct Image<'a, E: Element, M, const I: usize, const J: usize, const K: usize, const O: usize> {
@@ -258,7 +258,7 @@ where
     }
 }
 
-/// `a` in the first `n` lanes, `b` in the others.
+/// `a` for the first `n` elements, `b` for the others.
 #[inline(always)]
 fn mixed<E: Element, L: Lanes, const K: usize>(
     lanes: L,
@@ -268,7 +268,7 @@ fn mixed<E: Element, L: Lanes, const K: usize>(
 ) -> [Vec<E, L>; K] {
     let (mut numbers, mut k) = ([Compute::<E>::ZERO; MOST_LANES], b);
     for e in 0..<Vec<E, L>>::WIDTH {
-        numbers[if const { deals::<E, L>() } { place(e) } else { e }] = Scalar::from_f64(e as f64);
+        numbers[if const { deals::<E, L>() } { lane_of(e) } else { e }] = Scalar::from_f64(e as f64);
     }
     // SAFETY: no vector has more lanes.
     let number = unsafe { Vec::<E, L>::load(lanes, numbers.as_ptr()) };

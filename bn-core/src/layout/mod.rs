@@ -11,7 +11,7 @@ mod ways;
 
 use crate::element::{Element, sealed::Storage};
 use crate::kernel::Reduction;
-use crate::lanes::{Base, Lanes, Scalar, Vector, single::Single};
+use crate::lanes::{Base, DEAL, Lanes, Scalar, Vector, single::Single};
 use crate::shape::{Shape, Stride};
 use grid::{Grid, Rows, div, rem};
 
@@ -342,9 +342,23 @@ pub(crate) struct Channels {
     pub(crate) end: usize,
 }
 
-/// Whether vectors of elements that may be in any order have them dealt to their registers, as for [`place`]: bfloat16, on AVX2.
+/// Whether loads and stores that may deal elements to the lanes (`DEALT`) do: bfloat16, on AVX2. What meets such vectors lane
+/// by lane is dealt likewise, once: constants in tables; sums are put in order where they end.
 pub(crate) const fn deals<E: Element, L: Lanes>() -> bool {
+    const { assert!(!E::DEALS || Compute::<E>::LANES == DEAL) };
     E::DEALS && L::DEALS
+}
+
+/// [`Vector::in_order`] of a vector that was loaded `DEALT`.
+#[inline(always)]
+fn in_order<E: Element, L: Lanes>(v: Vec<E, L>) -> Vec<E, L> {
+    if const { deals::<E, L>() } { v.in_order() } else { v }
+}
+
+/// [`Vector::clear_below`] of such a vector.
+#[inline(always)]
+fn clear_below<E: Element, L: Lanes>(v: Vec<E, L>, n: usize) -> Vec<E, L> {
+    if const { deals::<E, L>() } { v.clear_below_dealt(n) } else { v.clear_below(n) }
 }
 
 /// Reads one vector of each input.

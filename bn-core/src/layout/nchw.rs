@@ -7,8 +7,8 @@ use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
-    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at, deals,
-    load_all, load_table, splat_all, staged, tree, words_for,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
+    clear_below, in_order, load_all, load_table, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -246,8 +246,7 @@ unsafe fn keep<L: Lanes, E: Element, const N: usize>(
             // SAFETY: by the caller.
             unsafe { acc[n].store(sums.add(n * Compute::<E>::LANES)) };
         } else {
-            let in_order = if const { deals::<E, L>() } { acc[n].in_order() } else { acc[n] };
-            result[n] += in_order.sum_f64();
+            result[n] += in_order::<E, L>(acc[n]).sum_f64();
         }
     }
 }
@@ -476,11 +475,7 @@ where
             let mut a = R::addends(R::values(ready, x), k[t]);
             let mut n = 0;
             while n < N {
-                a[n] = if const { deals::<E, L>() } {
-                    a[n].clear_below_dealt(range.counted)
-                } else {
-                    a[n].clear_below(range.counted)
-                };
+                a[n] = clear_below::<E, L>(a[n], range.counted);
                 n += 1;
             }
             chains[t] = add(chains[t], a);

@@ -10,12 +10,12 @@ use super::grid::{ROW_CHAIN, Rows, SAMPLES, div};
 use super::run::{Constants, Elements, MapRun, Order, lead};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Several, Vec, add, column, deals,
-    load_all, load_table, staged, values_in_f64, words_for,
+    in_order, load_all, load_table, staged, values_in_f64, words_for,
 };
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
-use crate::lanes::{DEAL, Lanes, Scalar, Vector, place};
+use crate::lanes::{DEAL, Lanes, Scalar, Vector, lane_of};
 
 /// The part of a row that belongs to a range of channels.
 #[derive(Clone, Copy)]
@@ -268,8 +268,13 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
     /// Constant `i` in a slot.
     #[inline(always)]
     fn of_slot(&self, slot: usize, i: usize) -> *mut Compute<E> {
-        let lane = slot % Self::LANES;
-        self.constant(slot / Self::LANES, i).wrapping_add(if self.dealt { place(lane) } else { lane })
+        self.of_lane(slot / Self::LANES, slot % Self::LANES, i)
+    }
+
+    /// Constant `i` of element `e` of vector `j`.
+    #[inline(always)]
+    fn of_lane(&self, j: usize, e: usize, i: usize) -> *mut Compute<E> {
+        self.constant(j, i).wrapping_add(if self.dealt { lane_of(e) } else { e })
     }
 
     /// The constants of element `e`.
@@ -368,7 +373,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
                 }
                 for i in 0..K {
                     for l in 0..MOST_LANES {
-                        k[i][l] = (*self.of_slot(c + l, i)).to_f64();
+                        k[i][l] = (*self.of_lane(c / Self::LANES + l / Self::LANES, l % Self::LANES, i)).to_f64();
                     }
                 }
                 return (k, sums);
@@ -386,9 +391,11 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         (k, sums)
     }
 
-    /// Whether channels `c..end` are [`MOST_LANES`] with an element each in vectors of their own.
+    /// Whether channels `c..end`, of which the first is a multiple of that, are [`MOST_LANES`] with an element each in vectors of
+    /// their own.
     #[inline(always)]
     fn fill_vectors(&self, geo: &Rows, seg: Segment, (c, end): (usize, usize)) -> bool {
+        debug_assert!(c.is_multiple_of(MOST_LANES));
         geo.adjacent == 1 && end - c == MOST_LANES && seg.slot(end - 1, Self::LANES) == end - 1
     }
 
@@ -412,7 +419,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         {
             for l in 0..MOST_LANES {
                 // SAFETY: by the caller.
-                unsafe { *self.of_slot(c + l, i) = k[l] };
+                unsafe { *self.of_lane(c / Self::LANES + l / Self::LANES, l % Self::LANES, i) = k[l] };
             }
             return;
         }
@@ -504,7 +511,7 @@ unsafe fn sum_block<L, E, R, const I: usize, const J: usize, const K: usize, con
             for n in 0..N {
                 let at = n * t.slots + j * lanes_of;
                 let sums = Vec::<E, L>::load(lanes, t.second(j).wrapping_add(n * lanes_of));
-                let sums = if const { deals::<E, L>() } { sums.in_order() } else { sums }.widen();
+                let sums = in_order::<E, L>(sums).widen();
                 let mut half = 0;
                 while half < <Vec<E, L> as Vector>::WIDES {
                     let total = t.results.add(at + 8 * half);
@@ -1026,11 +1033,10 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
     let stream = stream && flat;
     // All vectors of the range start with a multiple of their lanes.
     let whole = seg.width.is_multiple_of(Compute::<E>::LANES) && !(stream && lead(&rows).is_some_and(|lead| lead > 0));
-    let (records, deal) = (whole && seg.width == count, const { deals::<E, L>() } && whole);
-    let order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
-    let dealt = if deal { order.dealt() } else { order };
+    let records = whole && seg.width == count;
+    let mut order = if records { Order::records(Compute::<E>::LANES, K) } else { Order::rows(next) };
     // SAFETY: the table is as long as there are channels.
-    let safe = unsafe { Constants::make(op, channels, table, if records { dealt } else { order }) };
+    let safe = unsafe { Constants::make(op, channels, table, order) };
     for i in 0..if records { 0 } else { K } {
         let row = table.wrapping_add(i * next);
         // SAFETY: the row has a vector more than the segment; the segment has at least a vector.
@@ -1041,21 +1047,25 @@ pub(crate) unsafe fn map<L, E, M, const I: usize, const J: usize, const K: usize
             for a in 0..Compute::<E>::LANES {
                 *row.add(seg.width + a) = *row.add(a);
             }
-            if deal {
-                for vector in 0..next / DEAL {
-                    let at = row.add(vector * DEAL).cast::<[Compute<E>; DEAL]>();
-                    let (in_order, mut dealt) = (at.read(), [Compute::<E>::ZERO; DEAL]);
-                    for e in 0..DEAL {
-                        dealt[place(e)] = in_order[e];
-                    }
-                    at.write(dealt);
+        }
+    }
+    if const { deals::<E, L>() } && whole {
+        order = order.dealt();
+        for vector in 0..K * if records { seg.width } else { next } / DEAL {
+            // SAFETY: the table is made of so many vectors, all written above; it has the alignment of a scalar.
+            unsafe {
+                let at = table.add(vector * DEAL).cast::<[Compute<E>; DEAL]>();
+                let (in_order, mut dealt) = (at.read(), [Compute::<E>::ZERO; DEAL]);
+                for e in 0..DEAL {
+                    dealt[lane_of(e)] = in_order[e];
                 }
+                at.write(dealt);
             }
         }
     }
     let constants = Constants {
         at: table.cast_const(),
-        order: dealt,
+        order,
         period: seg.width,
         first: channels.first,
         count,

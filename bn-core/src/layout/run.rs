@@ -11,7 +11,7 @@ use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::constants::GROUP;
 use crate::kernel::{Coefficients, Map};
-use crate::lanes::{DEAL, Lanes, Real, Scalar, Vector, place, single::Single};
+use crate::lanes::{DEAL, Lanes, Real, Scalar, Vector, lane_of, single::Single};
 
 type One<E> = Vec<E, Single>;
 
@@ -40,7 +40,7 @@ impl Order {
         Order { apart: lanes, scale: k, dealt: false }
     }
 
-    /// The same, dealt.
+    /// With the constants of each vector dealt to its lanes.
     #[inline(always)]
     pub(super) fn dealt(self) -> Self {
         Order { dealt: true, ..self }
@@ -63,7 +63,7 @@ impl Order {
     fn of(&self, i: usize) -> usize {
         if self.dealt {
             let lane = i % DEAL;
-            return (i - lane) * self.scale + place(lane);
+            return (i - lane) * self.scale + lane_of(lane);
         }
         if self.scale == 1 {
             return i;
@@ -157,18 +157,6 @@ impl<E: Element, const K: usize> Constants<E, K> {
                     for i in 0..K {
                         *to.add(l * K + i) = k[i][l];
                     }
-                }
-                return;
-            }
-            if order.dealt {
-                for i in 0..K {
-                    let [mut even, mut odd] = [[Compute::<E>::ZERO; GROUP / 2]; 2];
-                    for l in 0..GROUP / 2 {
-                        (even[l], odd[l]) = (k[i][2 * l], k[i][2 * l + 1]);
-                    }
-                    let to = to.add(i * order.apart).cast::<[Compute<E>; GROUP / 2]>();
-                    to.write_unaligned(even);
-                    to.add(place(1) * 2 / GROUP).write_unaligned(odd);
                 }
                 return;
             }
@@ -274,7 +262,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     ///
     /// # Safety
     /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
-    /// are there for all elements, and for a vector from each on, if the run has one; their period is 0 if, and only if, not `ROWS`.
+    /// are there for all elements, and for a vector from each on, if the run has one, or from each that is a multiple of a vector
+    /// (records, and what is dealt; then no output has a lead); their period is 0 if, and only if, not `ROWS`.
     #[inline(always)]
     pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool, const DEALT: bool>(
         &self,
@@ -299,6 +288,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             let last = self.width - lanes_of;
             let tail = load_all::<DEALT, _, _, _>(lanes, &self.from, last);
             let lead = if stream { lead(&self.to) } else { None };
+            // Such vectors of constants as the table has none of.
+            debug_assert!(k.order.scale == 1 && !k.order.dealt || !ROWS || lead.unwrap_or(0) == 0);
+            debug_assert!(!(ROWS && DEALT) || k.period.is_multiple_of(lanes_of));
             let mut at = 0;
             if let Some(lead) = lead
                 && lead > 0
