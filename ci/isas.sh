@@ -55,7 +55,7 @@ memcheck() {
     answer=$(report)
     case $answer in *isa=avx2*) echo 'avx2' ;; *) die "not AVX2 under valgrind: $answer" ;; esac
     step 'valgrind: the sizes of bn-core'
-    cargo test -p bn-core --test sizes
+    cargo test -p bn-core --features half --test sizes
 }
 
 case ${1:-all} in

@@ -109,7 +109,10 @@ fn every<T: Number>(shape: Shape, epsilon: f64, activation: Activation, seed: u6
 
 fn shapes<T: Number>() {
     let mut seed = 0;
-    for (n, c, s) in [(4, 28, 33), (3, 14, 16), (40, 14, 3), (500, 3, 1), (9, 70, 5), (2, 5, 600)] {
+    // Channels that are whole vectors, and whose rows are wide: vectors of constants side by side.
+    let whole = [(7, 64, 5), (5, 160, 2), (9, 56, 1), (6, 12, 4)];
+    let others = [(4, 28, 33), (3, 14, 16), (40, 14, 3), (500, 3, 1), (9, 70, 5), (2, 5, 600)];
+    for (n, c, s) in others.into_iter().chain(whole) {
         for layout in [Layout::Nchw, Layout::Nhwc] {
             let shape = Shape::new(layout, n, c, &[s]).unwrap();
             for activation in [Activation::Identity, Activation::LeakyRelu { slope: 0.01 }] {

@@ -165,6 +165,27 @@ mod tests {
                 (L::DEALS, v, back)
             }
         }
+        /// What was loaded dealt, in order again; and zeroed below each element.
+        struct Order([u16; 16]);
+        impl Task for Order {
+            type Element = f32;
+            type Output = ([f32; 16], [[f32; 16]; 17]);
+            #[inline(always)]
+            fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+                let (mut all, mut above) = ([0.0; 16], [[0.0; 16]; 17]);
+                // SAFETY: arrays of 16.
+                unsafe {
+                    let dealt = lanes.load_bf16::<true>(self.0.as_ptr());
+                    let in_order = |v: L::F32| if L::DEALS { v.in_order() } else { v };
+                    in_order(dealt).store(all.as_mut_ptr());
+                    for n in 0..=16 {
+                        let above_n = if L::DEALS { dealt.clear_below_dealt(n) } else { dealt.clear_below(n) };
+                        in_order(above_n).store(above[n].as_mut_ptr());
+                    }
+                }
+                (all, above)
+            }
+        }
         let floats = floats();
         for isa in Isa::available() {
             for v in floats.as_chunks::<16>().0 {
@@ -179,6 +200,14 @@ mod tests {
             }
             for start in (0..=u16::MAX).step_by(16) {
                 let h: [u16; 16] = core::array::from_fn(|i| start + i as u16);
+                let (all, above) = dispatch(isa, Order(h));
+                for i in 0..16 {
+                    assert!(same(all[i], widen_bf16(h[i])), "{isa:?} {:#x}", h[i]);
+                    for n in 0..=16 {
+                        let expected = if i < n { 0.0 } else { all[i] };
+                        assert!(same(above[n][i], expected), "{isa:?} {:#x}, {i} of those from {n} on", h[i]);
+                    }
+                }
                 let (deals, dealt, again) = dispatch(isa, Deal(h));
                 for i in 0..16 {
                     let lane = if deals { lane_of(i) } else { i };

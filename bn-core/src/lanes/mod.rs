@@ -410,3 +410,49 @@ pub(crate) static WINDOW64: Window<u64, 16> = Window({
     }
     w
 });
+
+#[cfg(test)]
+mod tests {
+    use super::{Lanes, Scalar, Vector};
+    use crate::dispatch::{Shells, Task, dispatch};
+    use crate::element::{Element, sealed::Storage};
+    use crate::isa::Isa;
+
+    /// What both say of a vector.
+    struct Finite<E>(E, usize);
+
+    impl<E: Element<Param = E> + Storage<Compute = E> + Scalar + Shells> Task for Finite<E> {
+        type Element = E;
+        type Output = [bool; 2];
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> [bool; 2] {
+            let mut numbers = [E::ONE; 16];
+            numbers[self.1 % <E::Vec<L>>::WIDTH] = self.0;
+            // SAFETY: no vector has more lanes.
+            let v = unsafe { <E::Vec<L>>::load(lanes, numbers.as_ptr()) };
+            [v.all_finite(), <E::Vec<L>>::all(v.finite())]
+        }
+    }
+
+    fn finite<E: Element<Param = E> + Storage<Compute = E> + Scalar + Shells>(all: &[(E, bool)]) {
+        for isa in Isa::available() {
+            for &(v, expected) in all {
+                for lane in 0..E::LANES {
+                    assert_eq!(dispatch(isa, Finite(v, lane)), [expected; 2], "{isa:?}, lane {lane}: {}", v.to_f64());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_seen_in_every_lane() {
+        let of = f32::from_bits;
+        let (smallest, signalling) = (of(1), of(0x7f80_0001));
+        finite(&[0.0, -0.0, smallest, -smallest, f32::MIN_POSITIVE, f32::MAX, f32::MIN].map(|v| (v, true)));
+        finite(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, signalling, -signalling].map(|v| (v, false)));
+        let of = f64::from_bits;
+        let (smallest, signalling) = (of(1), of((0x7ff << 52) + 1));
+        finite(&[0.0, -0.0, smallest, -smallest, f64::MIN_POSITIVE, f64::MAX, f64::MIN].map(|v| (v, true)));
+        finite(&[f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN, signalling, -signalling].map(|v| (v, false)));
+    }
+}
