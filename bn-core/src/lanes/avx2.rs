@@ -39,6 +39,18 @@ impl Lanes for Avx2 {
         unsafe { T::Element::avx2(task) }
     }
 
+    /// By two instructions.
+    #[inline(always)]
+    fn lines(self) -> bool {
+        true
+    }
+    const AHEAD: bool = true;
+    #[inline(always)]
+    fn ask<T>(self, p: *const T, after: usize) {
+        // SAFETY: a hint, for any address; the token proves AVX2.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(after)) }
+    }
+
     #[inline(always)]
     fn fence(self) {
         // SAFETY: the token proves AVX2.

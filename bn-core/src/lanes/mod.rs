@@ -61,6 +61,12 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lines(self) -> bool {
         false
     }
+    /// Whether parts of a run that are stored so, line by line in turn, are mapped one part's vector after the other's, each asking for
+    /// what is [ahead](Lanes::ask), if the parts begin at different places of their pages. It changes no bit.
+    const AHEAD: bool = false;
+    /// Asks for the line so many bytes after `p`; neither need be there.
+    #[inline(always)]
+    fn ask<T>(self, _p: *const T, _after: usize) {}
     /// Makes [`Vector::stream`] visible to other threads before what follows.
     #[inline(always)]
     fn fence(self) {}
