@@ -183,6 +183,8 @@ impl<E: Element, const K: usize> Constants<E, K> {
 /// Bytes of a run that is mapped in streams far apart, and of one that is where that shares loads.
 pub(super) const FAR: usize = 1 << 20;
 pub(super) const NEAR: usize = 1 << 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Bytes of a page: the sets of a first-level cache begin again with each.
 pub(super) const PAGE: usize = 4096;
 /// Bytes that each of such streams has its turn for, where they go past the caches, but not by vectors of a line or (AVX-512) half of
@@ -303,7 +305,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
             // a vector is a line or half of one (AVX-512; Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
             // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long).
-            let mut lines = lead.is_some() && lanes.lines();
+            // (By half lines AVX2 went at a third of the speed on Zen 3; f16 would gain 1.1 on Zen 4, bf16 nothing.)
+            let mut lines = lead.is_some() && lanes.lines() && (!L::AHEAD || lanes_of * size_of::<E>() == LINE);
             let wide = const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             // One where registers have no room for two, with three inputs and a mask (AVX2 in cache: 1.12 to 1.16 times as fast).
             let room = I < 3 || L::ABREAST == 4;
@@ -583,7 +586,6 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// the same place of any page: there of the next vector, unless that has been loaded before (twice as fast).
     #[inline(always)]
     fn a_line_on(&self) -> bool {
-        const LINE: usize = 64;
         let mut found = false;
         for to in &self.to {
             for from in &self.from {
