@@ -56,15 +56,17 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn apart<T: Task>(self, task: T) -> T::Output {
         T::Element::base(self, task)
     }
-    /// Whether [`Vector::stream`] writes a line at once, or half of one where elements are halves. It changes no bit.
+    /// Whether [`Vector::stream`] writes a line, or half of one where elements are halves, by one instruction or by two that follow each
+    /// other. It changes no bit.
     #[inline(always)]
     fn lines(self) -> bool {
         false
     }
-    /// Whether parts of a run that are stored so, line by line in turn, are mapped one part's vector after the other's, each asking for
-    /// what is [ahead](Lanes::ask), if the parts begin at different places of their pages. It changes no bit.
+    /// How parts of a run are stored so: a vector of each in turn, mapped one after the other, with lines ahead [asked for](Lanes::ask),
+    /// if vectors are whole lines and the parts begin at different places of their pages; else by turns. Or all vectors loaded, then all
+    /// stored. It changes no bit.
     const AHEAD: bool = false;
-    /// Asks for the line so many bytes after `p`; neither need be there.
+    /// Asks for the line so many bytes after `p`; none need be there.
     #[inline(always)]
     fn ask<T>(self, _p: *const T, _after: usize) {}
     /// Makes [`Vector::stream`] visible to other threads before what follows.

@@ -187,9 +187,9 @@ pub(super) const NEAR: usize = 1 << 12;
 const LINE: usize = 64;
 /// Bytes of a page: the sets of a first-level cache begin again with each.
 pub(super) const PAGE: usize = 4096;
-/// Bytes that each of such streams has its turn for, where they go past the caches, but not by vectors of a line or (AVX-512) half of
-/// one. Line by line in turn, stores went at two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as
-/// usual: a copy does not mind).
+/// Bytes that each of such streams has its turn for, where they go past the caches, but not line by line. So, and without asking for
+/// lines ahead, stores went at two thirds of the speed, and vectors of half a line at a third (AVX2, Zen 3; constants as usual: a
+/// copy does not mind).
 pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 pub(super) const WIDE: usize = 32 << 10;
@@ -263,8 +263,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// `DEALT`: whether lanes are [dealt](deals), and with them the constants of a table; those that all elements have are for any lane.
     ///
     /// # Safety
-    /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none. The constants
-    /// are there for all elements, and for a vector from each on, if the run has one, or from each that is a multiple of a vector
+    /// The pointers are valid for `width` elements; an output is one of the inputs or overlaps none, and is none of them where it is
+    /// streamed. The constants are there for all elements, and for a vector from each on, if the run has one, or from each that is a multiple of a vector
     /// (records, and what is dealt; then no output has a lead); their period is 0 if, and only if, not `ROWS`.
     #[inline(always)]
     pub(super) unsafe fn map<L, M, const J: usize, const K: usize, const ROWS: bool, const DEALT: bool>(
@@ -304,8 +304,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // fast. Within a plane it was half as fast. Four quarters where that many constants have to come from
             // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
             // a vector is a line or half of one (AVX-512; Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
-            // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long).
-            // (By half lines AVX2 went at a third of the speed on Zen 3; f16 would gain 1.1 on Zen 4, bf16 nothing.)
+            // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long) or two registers are (AVX2: see
+            // `walk_fast`; not where both are half a line, which on Zen 3 went at a third of the speed; on Zen 4 f16 would gain 1.1, bf16 nothing).
             let mut lines = lead.is_some() && lanes.lines() && (!L::AHEAD || lanes_of * size_of::<E>() == LINE);
             let wide = const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             // One where registers have no room for two, with three inputs and a mask (AVX2 in cache: 1.12 to 1.16 times as fast).
@@ -328,14 +328,19 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 }
                 // So many operands and constants from the same place of their pages meet in the sets of a first-level cache. Parts that
                 // begin at different places are up to 1.08 times as fast in cache; where they cannot, near ones took 1.08 times as long.
-                // Two of four at the same place where rows are half a page.
-                let place = div(page, parts).max(if L::AHEAD { unit.min(page / 2) } else { 0 });
-                if (const { K > 3 } || lines && L::AHEAD) && far > page {
+                let mut place = div(page, parts);
+                let ahead = lines && L::AHEAD;
+                if ahead {
+                    // What a period's multiples reach; two of four at the same place where rows are half a page.
+                    place = place.max((unit & unit.wrapping_neg()).min(page / 2));
+                }
+                if (const { K > 3 } || ahead) && far > page {
                     far = apart(far, unit, page, place);
                 }
-                // Nor in quarters line by line (AVX2, 1024 channels: between 1.3 times as fast and a third of the speed).
+                // Quarters that ask for lines ahead need it: from the same place (1024 channels) they went at 1.3 times to a third of the
+                // speed of halves by turns, which are taken then.
                 let on = far % page;
-                if !lines || !L::AHEAD || far == 0 || on.min(page - on) >= page / 8 {
+                if !ahead || on.min(page - on) >= page / 8 {
                     break;
                 }
                 lines = false;
@@ -425,7 +430,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     /// which have the same constants, those of element `offset` first. Returns the element whose constants come next.
     ///
     /// # Safety
-    /// They lie in the run; those that are streamed are aligned.
+    /// They lie in the run; those that are streamed are aligned, and no input.
     #[inline(always)]
     unsafe fn walk<
         L,
@@ -520,7 +525,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     }
                     if ahead {
                         // One after the other: registers have no room for all. (What is streamed is no input: a vector that the fast
-                        // way leaves is mapped again in all parts.) The constants of wide rows are five lines for one of each input, and
+                        // way leaves is mapped again in all parts.) The constants of wide rows are three or five lines for one of each input, and
                         // the hardware then asks too late for the inputs, or for too little: this, and that parts share constants, makes
                         // maps of backward 1.03 to 1.5 times as fast as in halves by turns, those of forward 1.03 to 1.4 (Zen 4, 64 to 512
                         // channels, at any places of the operands in their pages).
