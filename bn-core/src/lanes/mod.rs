@@ -102,8 +102,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// As for [`Lanes::load_f16`].
     #[cfg(feature = "half")]
     unsafe fn load_bf16<const DEALT: bool>(self, p: *const u16) -> Self::F32;
-    /// Rounds to bfloat16, to nearest even, and writes 16 of them, past the caches or not, from lanes in order or `DEALT`. NaN has zeros in its lower 16 bits: it is a widened one, or an operation made it of
-    /// numbers. Of constants that are NaN tables have the plain one, and groups are made where none is. So rounding one cannot carry
+    /// Rounds to bfloat16, to nearest even, and writes 16 of them, past the caches or not, from lanes in order or `DEALT`.
+    ///
+    /// NaN has zeros in its lower 16 bits: it is a widened one, or an operation made it of numbers. Of constants that are NaN tables have the plain one, and groups are made where none is. So rounding one cannot carry
     /// into its exponent, and it takes no test (maps in cache: 1.17 to 1.2 times as fast on AVX2, 1.15 on AVX-512).
     ///
     /// # Safety
