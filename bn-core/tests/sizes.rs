@@ -200,7 +200,7 @@ fn long_run<T: Number>(layout: Layout, n: usize, c: usize, s: usize, few: usize,
         let runs: &[(usize, usize)] = match size_of::<T>() {
             _ if fused => &[(1, 4), (3, 0)],
             4 => &[(1, 0), (1, 4), (1, 7), (1, 12), (3, 7)],
-            _ => &[(1, 0), (3, 7)],
+            _ => &[(1, 0), (1, 12), (3, 7)],
         };
         for &(threads, skip) in runs {
             let got = p.part(isa, threads, 0, n, skip);
