@@ -11,7 +11,7 @@ use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, column, nchw, nhwc, scalar};
+use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, column, nchw, nhwc, past_caches, scalar};
 use crate::shape::{Shape, Stride};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -29,10 +29,6 @@ const TASKS_PER_THREAD: usize = 4;
 /// channel takes as long as mapping 30 to 100 values. (With 256, when it was three times as long, two threads were 1.1 times
 /// slower at 7×7.)
 const MIN_VALUES: usize = 1024;
-/// Bytes of all inputs and outputs of a map from which on the outputs are written past the caches: where they
-/// would not stay there. On Zen 5 with a last cache of 32 MB, which others use too: at 13 MB a loss of a
-/// fifth, at 22 MB even, from 25 MB on a gain of 1.3 to 1.5 times.
-pub(crate) const STREAM_BYTES: usize = 22 << 20;
 /// Elements below which a call stays on the calling thread. Two threads against one, by rayon, on Zen 5: at
 /// 32 k elements 0.6 to 0.9 times the speed, at 64 k 0.8 to 1.3, at 100 k 1.1 to 1.5, at 200 k 1.3 to 1.6 and
 /// beyond 1.2 to 1.8.
@@ -419,7 +415,7 @@ impl Engine {
         let pieces = ceil(wanted, chunks * tiles).min(div(positions, 64 * self.lanes)).max(1);
         let from_to = |n: usize, parts: usize, i: usize| (part(n, parts, i), part(n, parts, i + 1));
         let in_place = to.iter().any(|t| from.iter().any(|f| f.same(t)));
-        let stream = !in_place && self.shape.len().saturating_mul(I + O) >= STREAM_BYTES / size_of::<E>();
+        let stream = !in_place && past_caches::<E>(I + O, self.shape.len());
         run.phase(width, tiles * chunks * pieces, slot, &|task, scratch| {
             let piece = {
                 let vectors = div(positions, self.lanes);

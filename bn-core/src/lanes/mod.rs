@@ -62,9 +62,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lines(self) -> bool {
         false
     }
-    /// How parts of a run are stored so: a vector of each in turn, mapped one after the other, with lines ahead [asked for](Lanes::ask),
-    /// if vectors are whole lines and the parts begin at different places of their pages; else by turns. Or all vectors loaded, then all
-    /// stored. It changes no bit.
+    /// Whether loops that read from beyond the caches beside a table [ask for lines ahead](Lanes::ask): sums of rows, and the parts of a run
+    /// that are stored past the caches. Those then go a vector of each in turn, if vectors are whole lines and the parts begin
+    /// at different places of their pages; else by turns. Without: all vectors loaded, then all stored. It changes no bit.
     const AHEAD: bool = false;
     /// Asks for the line so many bytes after `p`; none need be there.
     #[inline(always)]

@@ -15,6 +15,15 @@ use crate::lanes::{Base, DEAL, Lanes, Scalar, Vector, single::Single};
 use crate::shape::{Shape, Stride};
 use grid::{Grid, Rows, div, rem};
 
+/// Bytes of all operands of a pass from which on they do not stay in the caches. Maps then write their outputs past them: on Zen 5 with a
+/// last cache of 32 MB, which others use too, at 13 MB a loss of a fifth, at 22 MB even, from 25 MB on a gain of 1.3 to 1.5 times.
+const CACHED_BYTES: usize = 22 << 20;
+
+/// Whether so many operands of so many elements are more than that.
+pub(crate) fn past_caches<E>(operands: usize, elements: usize) -> bool {
+    elements.saturating_mul(operands) >= CACHED_BYTES / size_of::<E>()
+}
+
 type Compute<E> = <E as Storage>::Compute;
 type Vec<E, L> = <E as Storage>::Vec<L>;
 

@@ -2,8 +2,8 @@
 //! streams go on side by side, what is stored past the caches. None of it changes a result, so that no other test sees
 //! it.
 
-use crate::engine::STREAM_BYTES;
 use crate::lanes::traced::{Event, Kind, trace};
+use crate::layout::CACHED_BYTES;
 use crate::layout::run::{FAR, NEAR, TURN, WIDE};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
@@ -15,7 +15,7 @@ const LANES: usize = 16;
 /// Elements of a page.
 const PAGE: usize = 4096 / size_of::<f32>();
 /// Elements of what is just large enough to be stored past the caches, if there are an input and an output.
-const LARGE: usize = STREAM_BYTES / size_of::<f32>() / 2;
+const LARGE: usize = CACHED_BYTES / size_of::<f32>() / 2;
 
 /// An operand that starts so many elements behind the start of a page.
 struct Tensor {
