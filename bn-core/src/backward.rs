@@ -919,13 +919,15 @@ impl<P: Scalar> SumSink<'_, P> {
     }
 
     /// # Safety
-    /// No other thread adds to this channel, which is one of the band.
+    /// No other thread adds to these channels, which are of the band.
     #[inline(always)]
-    unsafe fn add<const N: usize>(&self, channel: usize, sums: [f64; N]) {
-        let at = channel * self.sums.words;
-        for i in 0..N.min(self.sums.words) {
-            // SAFETY: by the caller.
-            unsafe { *self.sums.at.at(at + i) += sums[i] };
+    unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[[f64; M]; N]) {
+        for l in 0..(channels.end - channels.first).min(M) {
+            let at = (channels.first + l) * self.sums.words;
+            for i in 0..N.min(self.sums.words) {
+                // SAFETY: by the caller.
+                unsafe { *self.sums.at.at(at + i) += sums[i][l] };
+            }
         }
     }
 }
@@ -943,9 +945,9 @@ impl<P: Scalar> Sink<2, 2> for SumSink<'_, P> {
         [dbeta, dot]
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 2], _: u64) {
+    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[[f64; M]; 2], _: u64) {
         // SAFETY: by the caller.
-        unsafe { self.add(channel, sums) }
+        unsafe { self.add(channels, sums) }
     }
 }
 
@@ -961,8 +963,8 @@ impl<P: Scalar> Sink<2, 3> for SumSink<'_, P> {
         self.about_mean(channels, [e, ed], self.op.measure.then_some(d), k, count)
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, sums: [f64; 3], _: u64) {
+    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[[f64; M]; 3], _: u64) {
         // SAFETY: by the caller.
-        unsafe { self.add(channel, sums) }
+        unsafe { self.add(channels, sums) }
     }
 }

@@ -11,7 +11,7 @@ use crate::isa::{Isa, IsaKind};
 use crate::kernel::{Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
-use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, column, nchw, nhwc, past_caches, scalar};
+use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, nchw, nhwc, past_caches, scalar};
 use crate::shape::{Shape, Stride};
 
 /// Scratch of a task, in words, beyond which channels are tiled. Whole rows are worth more than tables in a
@@ -64,11 +64,11 @@ pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
         k: &[[f64; M]; K],
         count: u64,
     ) -> [[f64; M]; N];
-    /// Joins the result of the next cell of a channel, of `count` elements.
+    /// Joins the results of the next cell of each of some channels, at most `M`, of `count` elements each.
     ///
     /// # Safety
-    /// No other thread joins to this channel.
-    unsafe fn join(&self, channel: usize, result: [f64; N], count: u64);
+    /// No other thread joins to these channels.
+    unsafe fn join<const M: usize>(&self, channels: Channels, results: &[[f64; M]; N], count: u64);
 }
 
 impl Engine {
@@ -326,12 +326,20 @@ impl Engine {
             self.per_channel(band, run, &|some| {
                 for g in 0..cells {
                     let count = self.grid.count(g, self.lanes);
-                    for c in some.first..some.end {
-                        // SAFETY: all tasks have ended; within the partials. This task has these channels to itself.
-                        unsafe {
-                            let at = (g * channels + c - band.first) * N;
-                            sink.join(c, core::array::from_fn(|n| *partials.at(at + n)), count);
+                    let mut c = some.first;
+                    while c < some.end {
+                        let of = Channels { first: c, end: some.end.min(c + MOST_LANES) };
+                        let mut results = [[0.0; MOST_LANES]; N];
+                        for l in 0..of.end - c {
+                            for n in 0..N {
+                                // SAFETY: all tasks have ended; within the partials.
+                                results[n][l % MOST_LANES] =
+                                    unsafe { *partials.at((g * channels + c + l - band.first) * N + n) };
+                            }
                         }
+                        // SAFETY: this task has these channels to itself.
+                        unsafe { sink.join(of, &results, count) };
+                        c = of.end;
                     }
                 }
             })?;
@@ -343,10 +351,8 @@ impl Engine {
                     let count = self.grid.count(g, self.lanes);
                     let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
                         let results = sink.convert(some, sums, k, count);
-                        for c in some.first..some.end {
-                            // SAFETY: this task has these channels to itself.
-                            unsafe { sink.join(c, column(&results, (c - some.first) % MOST_LANES), count) };
-                        }
+                        // SAFETY: this task has these channels to itself.
+                        unsafe { sink.join(some, &results, count) };
                     };
                     let (channels, emit) = (all.get(task), &mut emit as _);
                     dispatch(
@@ -449,7 +455,7 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
     unsafe {
         let one = Channels { first: channel, end: channel + 1 };
         let results = sink.convert(one, &state.result.map(|r| [r]), &state.k.map(|k| [k]), count);
-        sink.join(channel, column(&results, 0), count);
+        sink.join(one, &results, count);
     }
 }
 

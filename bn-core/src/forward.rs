@@ -11,7 +11,7 @@ use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
 use crate::kernel::normalize::{Normalize, Spread, inverse_std, split, split_group};
 use crate::lanes::Lanes;
 use crate::layout::{Channels, Place};
-use crate::moments::Moments;
+use crate::moments::{Moments, Shares};
 use crate::shape::Operand;
 
 impl<T: Element> BatchNorm<T> {
@@ -273,8 +273,12 @@ impl Sink<1, 2> for MomentSink {
         *sums
     }
     #[inline(always)]
-    unsafe fn join(&self, channel: usize, [mean, m2]: [f64; 2], count: u64) {
-        // SAFETY: the slice has an entry per channel; the caller has this one to itself.
-        unsafe { (*self.at.at(channel - self.first)).merge(&Moments { count, mean, m2 }) }
+    unsafe fn join<const M: usize>(&self, channels: Channels, [mean, m2]: &[[f64; M]; 2], count: u64) {
+        let mut shares = Shares::default();
+        for l in 0..(channels.end - channels.first).min(M) {
+            let cell = Moments { count, mean: mean[l], m2: m2[l] };
+            // SAFETY: the slice has an entry per channel; the caller has these to itself.
+            unsafe { (*self.at.at(channels.first - self.first + l)).merge_after(&cell, &mut shares) }
+        }
     }
 }

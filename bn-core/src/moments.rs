@@ -100,6 +100,13 @@ impl Moments {
     /// Merging is exact in the count and accurate to f64 rounding in the rest; it is not
     /// associative in the last bit, so merge in a fixed order where bits matter.
     pub fn merge(&mut self, other: &Moments) {
+        self.merge_after(other, &mut Shares::default());
+    }
+
+    /// The same after a merge of another channel, whose shares are those of this one where counts are alike. (With a division for each
+    /// channel and cell it was 7 % of the moments of 1×64×112×112.)
+    #[inline(always)]
+    pub(crate) fn merge_after(&mut self, other: &Moments, last: &mut Shares) {
         if other.count == 0 {
             return;
         }
@@ -107,12 +114,24 @@ impl Moments {
             *self = *other;
             return;
         }
+        let counts = [self.count, other.count];
+        if last.counts != counts {
+            let share = other.count as f64 / (self.count + other.count) as f64;
+            *last = Shares { counts, share, weight: self.count as f64 * share };
+        }
         let delta = other.mean - self.mean;
-        let share = other.count as f64 / (self.count + other.count) as f64;
-        self.m2 += other.m2 + delta * delta * (self.count as f64 * share);
-        self.mean += delta * share;
+        self.m2 += other.m2 + delta * delta * last.weight;
+        self.mean += delta * last.share;
         self.count += other.count;
     }
+}
+
+/// What merging takes of the two counts.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Shares {
+    counts: [u64; 2],
+    share: f64,
+    weight: f64,
 }
 
 /// Merges channel by channel.
