@@ -199,7 +199,7 @@ real!(F64, Avx2, larger, smaller);
 
 macro_rules! vector {
     ($scalar:ty, $lanes:literal, $window:ident, $reg:ident, $set1:ident, $loadu:ident, $storeu:ident, $stream:ident, $and:ident,
-     $andnot:ident, $mul:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
+     $andnot:ident, $add:ident, $mul:ident, $cmp:ident, $movemask:ident, $blend:ident) => {
         type Scalar = $scalar;
         type Mask = ($reg, $reg);
         type Wide = F64;
@@ -243,6 +243,17 @@ macro_rules! vector {
             unsafe {
                 let w = $window.0.as_ptr().add(start).cast::<$scalar>();
                 Self($and(self.0, $loadu(w)), $and(self.1, $loadu(w.add($lanes / 2))))
+            }
+        }
+        const HALVES: bool = true;
+        #[inline(always)]
+        fn add_upper(self, other: Self, n: usize) -> Self {
+            debug_assert!(($lanes / 2..=$lanes).contains(&n));
+            let start = $lanes + $lanes / 2 - n.clamp($lanes / 2, $lanes);
+            // SAFETY: $lanes / 2 ≤ start ≤ $lanes, and the window has 2·LANES words; AVX2 as above.
+            unsafe {
+                let upper = $and(other.1, $loadu($window.0.as_ptr().add(start).cast::<$scalar>()));
+                Self(self.0, $add(self.1, upper))
             }
         }
         #[inline(always)]
@@ -293,6 +304,7 @@ impl Vector for F32 {
         _mm256_stream_ps,
         _mm256_and_ps,
         _mm256_andnot_ps,
+        _mm256_add_ps,
         _mm256_mul_ps,
         _mm256_cmp_ps,
         _mm256_movemask_ps,
@@ -344,6 +356,7 @@ impl Vector for F64 {
         _mm256_stream_pd,
         _mm256_and_pd,
         _mm256_andnot_pd,
+        _mm256_add_pd,
         _mm256_mul_pd,
         _mm256_cmp_pd,
         _mm256_movemask_pd,

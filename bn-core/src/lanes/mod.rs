@@ -348,7 +348,14 @@ pub trait Vector: Real {
     fn abs(self) -> Self;
     /// Zeroes the lanes below `n` (n ≤ LANES).
     fn clear_below(self, n: usize) -> Self;
-    /// The same for a vector that was loaded [dealt](Lanes::DEALS): zeroes the elements below `n`.
+    /// Whether the lower half of the lanes is a register of its own, for which [`Vector::add_upper`] does nothing.
+    const HALVES: bool = false;
+    /// The sum with what `other` has from lane `n` on, which is one of the upper half; `self` has no −0 below.
+    #[inline(always)]
+    fn add_upper(self, other: Self, n: usize) -> Self {
+        self + other.clear_below(n)
+    }
+    /// The same as [`Vector::clear_below`] for a vector that was loaded [dealt](Lanes::DEALS): zeroes the elements below `n`.
     #[inline(always)]
     fn clear_below_dealt(self, n: usize) -> Self {
         self.clear_below(n)

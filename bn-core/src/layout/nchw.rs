@@ -8,7 +8,7 @@ use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
     Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
-    clear_below, in_order, load_all, load_table, splat_all, staged, tree, words_for,
+    clear_below, deals, in_order, load_all, load_table, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
 use crate::kernel::{Map, Reduction};
@@ -467,20 +467,61 @@ where
             t += 1;
         }
     }
-    if range.counted > 0 {
-        let mut t = 0;
-        while t < T {
-            // SAFETY: the range has at least one vector, and this is its last.
-            let x = unsafe { load_all::<true, _, _, _>(lanes, &at[t], range.last) };
-            let mut a = R::addends(R::values(ready, x), k[t]);
-            let mut n = 0;
-            while n < N {
-                a[n] = clear_below::<E, L>(a[n], range.counted);
-                n += 1;
-            }
-            chains[t] = add(chains[t], a);
-            t += 1;
+    // SAFETY: by the caller.
+    unsafe {
+        if const { <Vec<E, L>>::HALVES && !deals::<E, L>() } && range.counted >= lanes_of / 2 {
+            chains = last::<L, E, R, I, J, K, N, T, true>(lanes, ready, at, range, k, chains);
+        } else if range.counted > 0 {
+            chains = last::<L, E, R, I, J, K, N, T, false>(lanes, ready, at, range, k, chains);
         }
+    }
+    chains
+}
+
+/// Adds the last vectors of the planes, which are not whole; if `UPPER`, their upper halves: of planes of 7×7, a value beyond three vectors,
+/// the sums are then 1.1 times as fast.
+///
+/// # Safety
+/// As for [`sum`]; the last vector of the range is not whole.
+#[inline(always)]
+unsafe fn last<
+    L,
+    E,
+    R,
+    const I: usize,
+    const J: usize,
+    const K: usize,
+    const N: usize,
+    const T: usize,
+    const UPPER: bool,
+>(
+    lanes: L,
+    ready: &R::Ready<Vec<E, L>>,
+    at: &[[*const E; I]; T],
+    range: Range,
+    k: &[[Vec<E, L>; K]; T],
+    mut chains: [[Vec<E, L>; N]; T],
+) -> [[Vec<E, L>; N]; T]
+where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let mut t = 0;
+    while t < T {
+        // SAFETY: the range has at least one vector, and this is its last.
+        let x = unsafe { load_all::<true, _, _, _>(lanes, &at[t], range.last) };
+        let a = R::addends(R::values(ready, x), k[t]);
+        let mut n = 0;
+        while n < N {
+            chains[t][n] = if UPPER {
+                chains[t][n].add_upper(a[n], range.counted)
+            } else {
+                chains[t][n] + clear_below::<E, L>(a[n], range.counted)
+            };
+            n += 1;
+        }
+        t += 1;
     }
     chains
 }
