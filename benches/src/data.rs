@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use std::ops::{Deref, DerefMut};
 
-/// A tensor at the beginning of a page, of which the number says which tensor it is.
+/// A tensor at the beginning of a page, with another place among sixteen pages than the tensors it is read with.
 ///
 /// Left to the allocator, x and dy were sometimes a multiple of 256 MB apart. Zen 4 takes the same place of two such pages for the same line:
 /// the sums of both took twice as long in one run, and not in the next.
@@ -21,7 +21,7 @@ pub struct Tensor<T> {
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
-/// Pages that differ in their numbers' last digits.
+/// Places of pages.
 const PLACES: usize = 16;
 
 impl<T: Pod> Tensor<T> {

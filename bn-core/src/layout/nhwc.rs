@@ -536,16 +536,13 @@ fn ends(v: usize, count: usize) -> (bool, bool) {
 /// on AVX2 that loop, which is there for all widths, left sums on the stack (backward sums are 1.03 to 1.13 times as fast without it).
 const NARROW: usize = 256;
 
-/// Bytes of a constant of all channels from which on a first-level cache does not hold constants and sums.
-const TABLES: usize = 8 << 10;
-
 /// Whether lines ahead are [asked for](Lanes::ask) where rows come from beyond the caches: sums are then 1.05 to 1.2 times as fast (AVX2,
-/// Zen 4; the stream of records makes the hardware ask too late). Not where records come from the second level (2048 channels: 0.81 to
-/// 0.96), and not with three inputs whose rows all begin at the same place of their pages (0.91 to 0.97).
+/// Zen 4; the stream of records makes the hardware ask too late). Not where rows are read in tiles of channels, which end before those
+/// lines (2048 channels: 0.8 to 0.96), and not with three inputs whose rows all begin at the same place of their pages (0.91 to 0.97).
 #[inline(always)]
 fn asks<E: Element, const I: usize>(geo: &Rows, seg: Segment) -> bool {
     let paged = (geo.width * size_of::<E>()).is_multiple_of(PAGE);
-    past_caches::<E>(I, geo.folded * geo.width) && seg.width < TABLES / size_of::<Compute<E>>() && !(I > 2 && paged)
+    past_caches::<E>(I, geo.folded * geo.width) && seg.width == geo.width && !(I > 2 && paged)
 }
 
 /// How rows are added to first-level sums.
