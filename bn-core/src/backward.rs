@@ -278,7 +278,7 @@ impl<T: Element> BatchNorm<T> {
                 // SAFETY: by the caller.
                 unsafe { T::sum_moments(&self.engine, &view.inputs.places[0], band, &sink, run)? };
             }
-            let sums = Sums { at: Shared(sums.0.cast()), words: 2 };
+            let sums = Sums::given(sums);
             // SAFETY: by the caller.
             unsafe { self.sums_at(view, band, &off, sums, run)? };
             run.give_back(words);
@@ -316,7 +316,7 @@ impl<T: Element> BatchNorm<T> {
         output: &Targets<T>,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let sums = Sums { at: Shared(sums.as_ptr().cast_mut().cast()), words: 2 };
+        let sums = Sums::given(Shared(sums.as_ptr().cast_mut()));
         // SAFETY: by the caller; there is an entry per channel.
         unsafe { self.apply_at(&Part { view, band: self.engine.all(), sums, output }, run) }
     }
@@ -428,9 +428,29 @@ struct Sums {
     /// Those of channel 0, which need not be there.
     at: Shared<f64>,
     words: usize,
+    /// From a channel's word to its next one, and to the same one of the next channel.
+    next: usize,
+    apart: usize,
 }
 
 impl Sums {
+    const NONE: Sums = Sums { at: Shared::NULL, words: 0, next: 0, apart: 0 };
+
+    /// Those that a caller has.
+    fn given(at: Shared<GradSums>) -> Self {
+        Sums { at: Shared(at.0.cast()), words: 2, next: 1, apart: 2 }
+    }
+
+    /// Those of a band in its workspace: the first word of all channels, then the next of all.
+    fn kept(at: Shared<u64>, band: Channels) -> Self {
+        Sums {
+            at: Shared(at.0.cast::<f64>().wrapping_sub(band.first)),
+            words: SUM_WORDS,
+            next: band.end - band.first,
+            apart: 1,
+        }
+    }
+
     /// The sums of a channel, and what its mean is off by, once they are [reduced](BatchNorm::reduce).
     ///
     /// # Safety
@@ -438,9 +458,37 @@ impl Sums {
     unsafe fn of(&self, c: usize) -> (GradSums, f64) {
         // SAFETY: by the caller; the words are those of a channel.
         unsafe {
-            let at = self.at.at(c * self.words);
-            let sums = if self.words == 0 { GradSums::default() } else { *at.cast() };
-            (sums, if self.words == SUM_WORDS { *at.add(2) } else { 0.0 })
+            if self.words == 0 {
+                return (GradSums::default(), 0.0);
+            }
+            let at = self.at.at(c * self.apart);
+            let off = if self.words == SUM_WORDS { *at.add(2 * self.next) } else { 0.0 };
+            (GradSums { dbeta: *at, dot: *at.add(self.next) }, off)
+        }
+    }
+
+    /// The same of [`GROUP`] channels from `first` on: Σ dy, Σ dy·(x − mean), and what means are off by.
+    ///
+    /// # Safety
+    /// As [`Sums::of`].
+    #[inline(always)]
+    unsafe fn of_group(&self, first: usize) -> [Group; 3] {
+        // SAFETY: by the caller.
+        unsafe {
+            if self.words == SUM_WORDS {
+                let at = self.at.at(first).cast::<Group>();
+                return [
+                    *at,
+                    *at.byte_add(self.next * size_of::<f64>()),
+                    *at.byte_add(2 * self.next * size_of::<f64>()),
+                ];
+            }
+            let mut group = [[0.0; GROUP]; 3];
+            for i in 0..GROUP {
+                let (sums, off) = self.of(first + i);
+                (group[0][i], group[1][i], group[2][i]) = (sums.dbeta, sums.dot, off);
+            }
+            group
         }
     }
 }
@@ -458,7 +506,7 @@ impl<T: Element> BatchNorm<T> {
         let frozen = matches!(view.statistics, Statistics::Running { .. });
         let wants_sums = output.dgamma.is_some() || output.dbeta.is_some() || (!frozen && output.dx.is_some());
         if !wants_sums {
-            let sums = Sums { at: Shared::NULL, words: 0 };
+            let sums = Sums::NONE;
             // SAFETY: by the caller.
             return unsafe { self.apply_at(&Part { view, band: self.engine.all(), sums, output }, run) };
         }
@@ -466,7 +514,7 @@ impl<T: Element> BatchNorm<T> {
         for b in 0..bands {
             let (band, words) = self.band(b, bands);
             let kept = keep_zeros(run, words)?;
-            let sums = Sums { at: Shared(kept.0.cast::<f64>().wrapping_sub(band.first * SUM_WORDS)), words: SUM_WORDS };
+            let sums = Sums::kept(kept, band);
             // SAFETY: by the caller; the sums are those of the band.
             unsafe {
                 // Σ (x − mean) is 0 about the mean of this very x.
@@ -544,10 +592,7 @@ impl<T: Element> BatchNorm<T> {
         sums: Sums,
         run: &mut Run<'_>,
     ) -> Result<(), Failed> {
-        let centre = &|c: usize| match view.output {
-            None => self.mean(view.statistics, c),
-            Some(from) => from.affine.beta(c),
-        };
+        let centre = &Centre { bn: self, view };
         // With running statistics the sums are wanted as they are. What rounded ones are off by is measured in the same pass.
         let pivot = !matches!(view.statistics, Statistics::Running { .. });
         let measure = matches!(view.statistics, Statistics::Rounded { .. });
@@ -587,14 +632,15 @@ impl<T: Element> BatchNorm<T> {
     unsafe fn reduce(&self, view: &View<'_, T>, sums: Sums, c: usize) {
         // SAFETY: by the caller.
         unsafe {
-            let at = sums.at.at(c * SUM_WORDS);
-            let (dbeta, dot, off) = (*at, *at.add(1), *at.add(2));
+            let at = sums.at.at(c);
+            let (to_dot, to_off) = (at.add(sums.next), at.add(2 * sums.next));
+            let (dbeta, dot, off) = (*at, *to_dot, *to_off);
             // Where the mean was rounded: dot and mean as they are about the measured one.
             let off = if is_zero(off) { off } else { off / self.count(view.statistics, c).max(1) as f64 };
             let dot = dot - off * dbeta;
             // Where x came from y: (x − mean) is s times smaller than what was summed.
             let dot = if view.output.is_some() { quotient(dot, self.scale(view, c)) } else { dot };
-            (*at.add(1), *at.add(2)) = (dot, off);
+            (*to_dot, *to_off) = (dot, off);
         }
     }
 
@@ -682,6 +728,34 @@ impl<T: Element> BatchNorm<T> {
     }
 }
 
+/// What is taken from the x of a channel before it is summed: the mean, or β where there is y.
+struct Centre<'a, T: Element> {
+    bn: &'a BatchNorm<T>,
+    view: &'a View<'a, T>,
+}
+
+impl<T: Element> OfChannel<f64> for Centre<'_, T> {
+    fn of(&self, c: usize) -> f64 {
+        match self.view.output {
+            None => self.bn.mean(self.view.statistics, c),
+            Some(from) => from.affine.beta(c),
+        }
+    }
+    fn of_each(&self, first: usize, to: &mut [f64]) {
+        if let (Statistics::Batch(moments), None) = (self.view.statistics, self.view.output)
+            && let Some(moments) = moments.get(first..first + to.len())
+        {
+            for (to, m) in to.iter_mut().zip(moments) {
+                *to = m.mean;
+            }
+            return;
+        }
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = self.of(first + i);
+        }
+    }
+}
+
 /// What a backward call from y has beside it.
 pub(crate) struct FromOutput<'a, P> {
     affine: &'a Affine<'a, P>,
@@ -711,7 +785,7 @@ pub(crate) struct View<'a, T: Element> {
 fn keep_zeros(run: &mut Run<'_>, words: usize) -> Result<Shared<u64>, Failed> {
     let kept = run.keep(words);
     // SAFETY: as many words are kept.
-    run.once(&|| unsafe { kept.fill(0, words) })?;
+    run.once(&|| unsafe { kept.at(0).write_bytes(0, words) })?;
     Ok(kept)
 }
 
@@ -729,44 +803,83 @@ impl<T: Element> Task for Parameters<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Parameters { bn, view, sums, output, channels } = self;
-        let mut c = channels.first;
-        while c < channels.end {
-            let count = (channels.end - c).min(const { if Base::SINGLE { 1 } else { GROUP } });
+        let mut c = self.channels.first;
+        while c < self.channels.end {
             // SAFETY: all have an entry per channel; this task has these channels to itself.
             unsafe {
-                if sums.words == SUM_WORDS {
-                    for i in 0..count {
-                        bn.reduce(view, sums, c + i);
-                    }
-                }
-                if output.dgamma.is_some() {
-                    if count == GROUP {
-                        let ([m2, n], dot) = (bn.variances(view.statistics, c), each(|i| sums.of(c + i).0.dot));
-                        let (dgamma, mut at) = (&mut *output.dgamma.at(c).cast::<[T::Param; GROUP]>(), 0);
-                        while at < GROUP {
-                            let (n, one) = (some(lanes, &n, at), L::F64::splat(lanes, 1.0));
-                            // A count below 1 is none.
-                            let variance = lanes.quotient(some(lanes, &m2, at), n);
-                            let variance = <L::F64>::select(n.lt(one), L::F64::splat(lanes, 0.0), variance);
-                            let inverse = inverse_stds(lanes, variance, bn.epsilon);
-                            put(lanes, some(lanes, &dot, at) * inverse, dgamma, at);
-                            at += <L::F64 as Vector>::WIDTH;
-                        }
-                    } else {
-                        for i in 0..count {
-                            let inverse = inverse_std(bn.variance(view.statistics, c + i), bn.epsilon);
-                            *output.dgamma.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dot * inverse);
-                        }
-                    }
-                }
-                if output.dbeta.is_some() {
-                    for i in 0..count {
-                        *output.dbeta.at(c + i) = Scalar::from_f64(sums.of(c + i).0.dbeta);
-                    }
+                if !Base::SINGLE && c + GROUP <= self.channels.end {
+                    self.group(lanes, c);
+                    c += GROUP;
+                } else {
+                    self.one(c);
+                    c += 1;
                 }
             }
-            c += count;
+        }
+    }
+}
+
+impl<T: Element> Parameters<'_, T> {
+    /// Those of a channel.
+    ///
+    /// # Safety
+    /// It is the task's own, and all have an entry for it.
+    #[inline(always)]
+    unsafe fn one(&self, c: usize) {
+        let Parameters { bn, view, sums, output, .. } = *self;
+        // SAFETY: by the caller.
+        unsafe {
+            if sums.words == SUM_WORDS {
+                bn.reduce(view, sums, c);
+            }
+            let (GradSums { dbeta, dot }, _) = sums.of(c);
+            if output.dgamma.is_some() {
+                *output.dgamma.at(c) = Scalar::from_f64(dot * inverse_std(bn.variance(view.statistics, c), bn.epsilon));
+            }
+            if output.dbeta.is_some() {
+                *output.dbeta.at(c) = Scalar::from_f64(dbeta);
+            }
+        }
+    }
+
+    /// Those of [`GROUP`] channels.
+    ///
+    /// # Safety
+    /// As for [`Parameters::one`].
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(&self, lanes: L, c: usize) {
+        let Parameters { bn, view, sums, output, .. } = *self;
+        // SAFETY: by the caller.
+        unsafe {
+            // With the mean of this x, and x itself, a product is all there is to do: in vectors, as what is stored number by number is not
+            // there yet for vectors that read it.
+            let plain = matches!(view.statistics, Statistics::Batch(_)) && view.output.is_none();
+            if sums.words == SUM_WORDS && !plain {
+                for i in 0..GROUP {
+                    bn.reduce(view, sums, c + i);
+                }
+            }
+            let ([dbeta, dot, off], [m2, n]) = (sums.of_group(c), bn.variances(view.statistics, c));
+            let mut at = 0;
+            while at < GROUP {
+                let (dbeta, mut dot) = (some(lanes, &dbeta, at), some(lanes, &dot, at));
+                if sums.words == SUM_WORDS && plain {
+                    dot = dot - some(lanes, &off, at) * dbeta;
+                    dot.store(sums.at.at(c + sums.next + at));
+                }
+                if output.dgamma.is_some() {
+                    let (n, one) = (some(lanes, &n, at), L::F64::splat(lanes, 1.0));
+                    // A count below 1 is none.
+                    let variance = lanes.quotient(some(lanes, &m2, at), n);
+                    let variance = <L::F64>::select(n.lt(one), L::F64::splat(lanes, 0.0), variance);
+                    let inverse = inverse_stds(lanes, variance, bn.epsilon);
+                    put(lanes, dot * inverse, &mut *output.dgamma.at(c).cast::<[T::Param; GROUP]>(), at);
+                }
+                if output.dbeta.is_some() {
+                    put(lanes, dbeta, &mut *output.dbeta.at(c).cast::<[T::Param; GROUP]>(), at);
+                }
+                at += <L::F64 as Vector>::WIDTH;
+            }
         }
     }
 }
@@ -796,12 +909,8 @@ impl<T: Element> Maker<T::Param, 5> for OfPart<'_, T> {
             _ => return false,
         };
         let Some(m) = moments.get(first..).and_then(<[Moments]>::first_chunk::<GROUP>) else { return false };
-        let (mut dbeta, mut dot, mut off) = ([0.0; GROUP], [0.0; GROUP], [0.0; GROUP]);
-        for i in 0..GROUP {
-            // SAFETY: an entry per channel.
-            let (of, off_mean) = unsafe { sums.of(first + i) };
-            (dbeta[i], dot[i], off[i]) = (of.dbeta, of.dot, off_mean);
-        }
+        // SAFETY: an entry per channel.
+        let [dbeta, dot, off] = unsafe { sums.of_group(first) };
         let parts = Parts {
             mean: each(|i| m[i].mean + off[i]),
             m2: each(|i| m[i].m2),
@@ -922,11 +1031,22 @@ impl<P: Scalar> SumSink<'_, P> {
     /// No other thread adds to these channels, which are of the band.
     #[inline(always)]
     unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[[f64; M]; N]) {
-        for l in 0..(channels.end - channels.first).min(M) {
-            let at = (channels.first + l) * self.sums.words;
-            for i in 0..N.min(self.sums.words) {
-                // SAFETY: by the caller.
-                unsafe { *self.sums.at.at(at + i) += sums[i][l] };
+        let Sums { at, words, next, apart } = self.sums;
+        let count = (channels.end - channels.first).min(M);
+        for i in 0..N.min(words) {
+            // SAFETY: by the caller.
+            unsafe {
+                let at = at.at(channels.first * apart + i * next);
+                if M > 1 && count == M && apart == 1 {
+                    let all = &mut *at.cast::<[f64; M]>();
+                    for l in 0..M {
+                        all[l] += sums[i][l];
+                    }
+                } else {
+                    for l in 0..count {
+                        *at.add(l * apart) += sums[i][l];
+                    }
+                }
             }
         }
     }
