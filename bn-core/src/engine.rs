@@ -297,8 +297,7 @@ impl Engine {
             let partials = Shared(run.keep(partial_words).0.cast::<f64>());
             run.phase(width, tiles * cells, slot, &|task, scratch| {
                 let (g, channels_of) = (div(task, tiles), all.get(rem(task, tiles)));
-                let count = self.grid.count(g, self.lanes);
-                let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
+                let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K], count: u64| {
                     let results = sink.convert(some, sums, k, count);
                     for c in some.first..some.end {
                         for n in 0..N {
@@ -312,12 +311,12 @@ impl Engine {
                 };
                 dispatch(
                     self.isa,
-                    ReduceCell::<E, R, I, J, K, N> {
+                    ReduceCells::<E, R, I, J, K, N> {
                         engine: self,
                         op,
                         from,
                         channels: channels_of,
-                        g,
+                        cells: (g, g + 1),
                         scratch,
                         emit: &mut emit,
                     },
@@ -347,19 +346,16 @@ impl Engine {
             Ok(())
         } else {
             run.phase(width, tiles, slot, &|task, scratch| {
-                for g in 0..cells {
-                    let count = self.grid.count(g, self.lanes);
-                    let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K]| {
-                        let results = sink.convert(some, sums, k, count);
-                        // SAFETY: this task has these channels to itself.
-                        unsafe { sink.join(some, &results, count) };
-                    };
-                    let (channels, emit) = (all.get(task), &mut emit as _);
-                    dispatch(
-                        self.isa,
-                        ReduceCell::<E, R, I, J, K, N> { engine: self, op, from, channels, g, scratch, emit },
-                    );
-                }
+                let mut emit = |some: Channels, sums: &[Several; N], k: &[Several; K], count: u64| {
+                    let results = sink.convert(some, sums, k, count);
+                    // SAFETY: this task has these channels to itself.
+                    unsafe { sink.join(some, &results, count) };
+                };
+                let (channels, cells, emit) = (all.get(task), (0, cells), &mut emit as _);
+                dispatch(
+                    self.isa,
+                    ReduceCells::<E, R, I, J, K, N> { engine: self, op, from, channels, cells, scratch, emit },
+                );
             })
         }
     }
@@ -482,17 +478,17 @@ fn chunk(i: usize, chunks: usize) -> usize {
     if chunks.is_multiple_of(4) { i % 4 * (chunks / 4) + i / 4 } else { i }
 }
 
-struct ReduceCell<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {
+struct ReduceCells<'a, E, R, const I: usize, const J: usize, const K: usize, const N: usize> {
     engine: &'a Engine,
     op: &'a R,
     from: &'a [Place<E>; I],
     channels: Channels,
-    g: usize,
+    cells: (usize, usize),
     scratch: &'a mut [u64],
     emit: &'a mut dyn Emit<K, N>,
 }
 
-impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Task for ReduceCell<'_, E, R, I, J, K, N>
+impl<E, R, const I: usize, const J: usize, const K: usize, const N: usize> Task for ReduceCells<'_, E, R, I, J, K, N>
 where
     E: Element,
     R: Reduction<E, I, J, K, N>,
@@ -501,12 +497,12 @@ where
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let ReduceCell { engine, op, from, channels, g, scratch, emit } = self;
+        let ReduceCells { engine, op, from, channels, cells, scratch, emit } = self;
         // SAFETY: the engine's caller vouches for the places, `tile` and `slots` for the scratch.
         unsafe {
             match &engine.grid {
-                Grid::Planes(geo) => nchw::reduce(lanes, op, geo, from, channels, g, scratch, emit),
-                Grid::Rows(geo) => nhwc::reduce(lanes, op, geo, from, channels, g, scratch, emit),
+                Grid::Planes(geo) => nchw::reduce(lanes, op, geo, from, channels, cells, scratch, emit),
+                Grid::Rows(geo) => nhwc::reduce(lanes, op, geo, from, channels, cells, scratch, emit),
             }
         }
     }

@@ -324,13 +324,14 @@ pub(crate) type Several = [f64; MOST_LANES];
 /// those that are left; what stands behind those is anything. (One at a time it took a fifth of the time of all sums.)
 /// Not a type parameter, or there would be a copy of all the sums' code for each.
 pub(crate) trait Emit<const K: usize, const N: usize> {
-    fn emit(&mut self, channels: Channels, sums: &[Several; N], k: &[Several; K]);
+    /// `count`: elements of each channel that the sums are of.
+    fn emit(&mut self, channels: Channels, sums: &[Several; N], k: &[Several; K], count: u64);
 }
 
-impl<F: FnMut(Channels, &[Several; N], &[Several; K]), const K: usize, const N: usize> Emit<K, N> for F {
+impl<F: FnMut(Channels, &[Several; N], &[Several; K], u64), const K: usize, const N: usize> Emit<K, N> for F {
     #[inline(always)]
-    fn emit(&mut self, channels: Channels, sums: &[Several; N], k: &[Several; K]) {
-        self(channels, sums, k);
+    fn emit(&mut self, channels: Channels, sums: &[Several; N], k: &[Several; K], count: u64) {
+        self(channels, sums, k, count);
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) const fn stage_words<E: Element>() -> usize {
     words_for::<E>(MOST_OPERANDS * STAGE * Compute::<E>::LANES)
 }
 
-/// The results of cell `g` for a range of channels.
+/// The results of some cells for a range of channels, cell after cell.
 ///
 /// # Safety
 /// Every place is valid for reading all planes of the geometry; `scratch` has
@@ -40,7 +40,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     geo: &Planes,
     from: &[Place<E>; I],
     channels: Channels,
-    g: usize,
+    cells: (usize, usize),
     scratch: &mut [u64],
     emit: &mut dyn Emit<K, N>,
 ) where
@@ -49,23 +49,62 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
-    let ready = op.ready::<Vec<E, L>>(lanes);
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
-    // Per channel: second-level sums of an unfinished block (first, where a cache line begins), the sums so
-    // far, and constants.
-    let sums = carve.take::<Compute<E>>(width * N * lanes_of);
-    let results = carve.take::<[f64; N]>(width);
-    let constants = carve.take::<[Compute<E>; K]>(width);
-    let stage = if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() };
+    let t = Table::<E, K, N> {
+        sums: carve.take(width * N * lanes_of),
+        results: carve.take(width),
+        constants: carve.take(width),
+        stage: if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() },
+    };
+    for g in cells.0..cells.1 {
+        // SAFETY: by the caller; the table has as many channels.
+        unsafe {
+            if R::PIVOT_PER_CELL {
+                set_constants(lanes, op, geo, from, channels, &t, geo.blocks(g));
+            } else if g == cells.0 {
+                set_constants(lanes, op, geo, from, channels, &t, (0, geo.all_blocks()));
+            }
+            cell(lanes, op, geo, from, channels, &t, g, emit);
+        }
+    }
+}
 
-    let (first, end) = geo.blocks(g);
+/// What is kept of each channel while a cell is summed.
+struct Table<E: Element, const K: usize, const N: usize> {
+    /// Second-level sums of an unfinished block (first, where a cache line begins).
+    sums: *mut Compute<E>,
+    /// The sums so far.
+    results: *mut [f64; N],
+    constants: *mut [Compute<E>; K],
+    /// Where what is not contiguous is staged.
+    stage: *mut E,
+}
+
+/// The constants of all channels, with pivots from samples of blocks `first..end`.
+///
+/// # Safety
+/// As for [`reduce`]; the table is that made there.
+#[inline(always)]
+unsafe fn set_constants<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    lanes: L,
+    op: &R,
+    geo: &Planes,
+    from: &[Place<E>; I],
+    channels: Channels,
+    t: &Table<E, K, N>,
+    (first, end): (usize, usize),
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let width = channels.end - channels.first;
     // Where samples are taken in channel 0: worked out once, as that took longer than taking them.
     let mut samples = [[core::ptr::null(); SAMPLES]; I];
     if op.pivots() {
-        let (first, end) = if R::PIVOT_PER_CELL { (first, end) } else { (0, geo.all_blocks()) };
         for i in 0..SAMPLES {
-            let (image, position) = geo.sample(i, first, end, lanes_of);
+            let (image, position) = geo.sample(i, first, end, Compute::<E>::LANES);
             for j in 0..I {
                 samples[j][i] = from[j].element(from[j].plane(image, 0), position).cast_const();
             }
@@ -90,11 +129,36 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 k[0] = unsafe { pivot(lanes, op, from, channels.first + c + l, &samples) };
             }
             // SAFETY: c + l < width, the length of the constants.
-            unsafe { *constants.add(c + l) = k };
+            unsafe { *t.constants.add(c + l) = k };
         }
         c = end;
     }
+}
 
+/// The results of cell `g`, whose constants are there.
+///
+/// # Safety
+/// As for [`set_constants`].
+#[inline(always)]
+unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    lanes: L,
+    op: &R,
+    geo: &Planes,
+    from: &[Place<E>; I],
+    channels: Channels,
+    t: &Table<E, K, N>,
+    g: usize,
+    emit: &mut dyn Emit<K, N>,
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let &Table { sums, results, constants, stage } = t;
+    let lanes_of = Compute::<E>::LANES;
+    let ready = op.ready::<Vec<E, L>>(lanes);
+    let width = channels.end - channels.first;
+    let (first, end) = geo.blocks(g);
     // The first piece, which may be the only one: to work it out took as long as to sum a small plane.
     let piece0 = Strip::new(geo, 0, lanes_of);
     let n = geo.count(g, lanes_of);
@@ -207,7 +271,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 all_k[i][l] = k[i];
             }
         }
-        emit.emit(some, &all, &all_k);
+        emit.emit(some, &all, &all_k, n);
         c += MOST_LANES;
     }
 }

@@ -62,7 +62,7 @@ pub(crate) const fn stage_words<E>(width: usize) -> usize {
     words_for::<E>(MOST_OPERANDS * width)
 }
 
-/// The results of cell `g` for a range of channels.
+/// The results of some cells for a range of channels, cell after cell.
 ///
 /// # Safety
 /// Every place is valid for reading all rows of the geometry; `scratch` has [`reduce_words`] for
@@ -74,7 +74,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     geo: &Rows,
     from: &[Place<E>; I],
     channels: Channels,
-    g: usize,
+    cells: (usize, usize),
     scratch: &mut [u64],
     emit: &mut dyn Emit<K, N>,
 ) where
@@ -93,31 +93,64 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         slots,
         dealt: const { deals::<E, L>() },
     };
-    let staged = staged(from);
-    let stage = if staged { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
+    let stage = if staged(from) { carve.take::<E>(I * seg.width) } else { core::ptr::null_mut() };
 
-    let (first, end) = geo.cell_blocks(g);
+    let mut c = 0;
+    while K > 1 && c < count {
+        let (mut some, end) = ([Compute::<E>::ZERO; MOST_LANES], count.min(c + MOST_LANES));
+        for i in 1..K {
+            if let Some(some) = some.get_mut(..end - c) {
+                op.constants(channels.first + c, i, some);
+            }
+            // SAFETY: channels of the segment.
+            unsafe { t.set_constants(geo, seg, (c, end), i, &some) };
+        }
+        c = end;
+    }
+    for g in cells.0..cells.1 {
+        // SAFETY: by the caller.
+        unsafe {
+            if R::PIVOT_PER_CELL {
+                set_pivots(lanes, op, &ready, geo, from, channels, seg, &t, geo.cell_visits(g), stage);
+            } else if g == cells.0 {
+                set_pivots(lanes, op, &ready, geo, from, channels, seg, &t, (0, geo.visits.len()), stage);
+            }
+            cell(lanes, op, geo, from, channels, seg, &t, g, stage, emit);
+        }
+    }
+}
+
+/// Constant 0 of all channels: the pivot, from samples of rows `visits`.
+///
+/// # Safety
+/// As for [`reduce`]; the segment, the table and the stage are those made there.
+#[inline(always)]
+unsafe fn set_pivots<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    lanes: L,
+    op: &R,
+    ready: &R::Ready<Vec<E, L>>,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    channels: Channels,
+    seg: Segment,
+    t: &Table<E, K, N>,
+    visits: (usize, usize),
+    stage: *mut E,
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let (lanes_of, count) = (<Vec<E, L>>::WIDTH, channels.end - channels.first);
     // SAFETY: slots and elements are those of the table; rows are inside the geometry, groups inside
     // the segment.
     unsafe {
-        let mut c = 0;
-        while K > 1 && c < count {
-            let (mut some, end) = ([Compute::<E>::ZERO; MOST_LANES], count.min(c + MOST_LANES));
-            for i in 1..K {
-                if let Some(some) = some.get_mut(..end - c) {
-                    op.constants(channels.first + c, i, some);
-                }
-                t.set_constants(geo, seg, (c, end), i, &some);
-            }
-            c = end;
-        }
-        let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
         let sampled = op.pivots() && visits.0 < visits.1;
         if !sampled {
             for j in 0..seg.groups {
                 Vec::<E, L>::splat(lanes, Compute::<E>::ZERO).store(t.constant(j, 0));
             }
-        } else if staged {
+        } else if staged(from) {
             for j in 0..seg.groups {
                 let (off, mut buffer) = (seg.start + seg.offset(j, lanes_of), [[E::zeroed(); MOST_LANES]; I]);
                 let mut pivot = Pivot::<L, E>::new(lanes);
@@ -125,7 +158,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                     let row = geo.visits.sample(i, visits.0, visits.1);
                     pivot.add::<R, I, J, K, N>(
                         lanes,
-                        &ready,
+                        ready,
                         i,
                         &Place::rows_of(from, geo, row, off, lanes_of, buffer.as_mut_ptr().cast()),
                         0,
@@ -143,7 +176,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             for j in 0..seg.groups {
                 let mut pivot = Pivot::<L, E>::new(lanes);
                 for i in 0..SAMPLES {
-                    pivot.add::<R, I, J, K, N>(lanes, &ready, i, &rows[i], seg.offset(j, lanes_of));
+                    pivot.add::<R, I, J, K, N>(lanes, ready, i, &rows[i], seg.offset(j, lanes_of));
                 }
                 pivot.value(lanes).store(t.constant(j, 0));
             }
@@ -162,16 +195,41 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
             }
         }
     }
+}
 
-    let n = geo.count(g) as f64;
+/// The results of cell `g`, whose constants are there.
+///
+/// # Safety
+/// As for [`set_pivots`].
+#[inline(always)]
+unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
+    lanes: L,
+    op: &R,
+    geo: &Rows,
+    from: &[Place<E>; I],
+    channels: Channels,
+    seg: Segment,
+    t: &Table<E, K, N>,
+    g: usize,
+    stage: *mut E,
+    emit: &mut dyn Emit<K, N>,
+) where
+    L: Lanes,
+    E: Element,
+    R: Reduction<E, I, J, K, N>,
+{
+    let (first, end) = geo.cell_blocks(g);
+    let count = channels.end - channels.first;
+    let values = geo.count(g);
+    let n = values as f64;
     let (mut attempt, mut good);
     attempt = 0;
     loop {
         // SAFETY: the table, the rows and the segment are those above.
         unsafe {
-            t.results.write_bytes(0, N * slots);
+            t.results.write_bytes(0, N * t.slots);
             for block in first..end {
-                sum_block(lanes, op, geo, from, seg, &t, geo.block_visits(block), stage);
+                sum_block(lanes, op, geo, from, seg, t, geo.block_visits(block), stage);
             }
             t.gather(geo, seg, count);
             if geo.rest_of(g) > 0 {
@@ -232,7 +290,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
                 sums[n][l] = settled[n];
             }
         }
-        emit.emit(some, &sums, &k);
+        emit.emit(some, &sums, &k, values);
         c += MOST_LANES;
     }
 }
