@@ -44,7 +44,10 @@ impl Lanes for Avx2 {
     fn lines(self) -> bool {
         true
     }
-    const AHEAD: bool = true;
+    #[inline(always)]
+    fn ahead(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn ask<T>(self, p: *const T, after: usize) {
         // SAFETY: a hint, for any address; the token proves AVX2.

@@ -65,7 +65,10 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Whether loops that read from beyond the caches beside a table [ask for lines ahead](Lanes::ask): sums of rows, and the parts of a run
     /// that are stored past the caches. Those then go a vector of each in turn, if vectors are whole lines and the parts begin
     /// at different places of their pages; else by turns. Without: all vectors loaded, then all stored. It changes no bit.
-    const AHEAD: bool = false;
+    #[inline(always)]
+    fn ahead(self) -> bool {
+        false
+    }
     /// Asks for the line so many bytes after `p`; none need be there.
     #[inline(always)]
     fn ask<T>(self, _p: *const T, _after: usize) {}

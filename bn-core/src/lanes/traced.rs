@@ -15,20 +15,30 @@ pub(crate) enum Kind {
     /// A store past the caches.
     Past,
     Fence,
+    /// A line was asked for.
+    Ask,
     /// Lanes were asked whether they are finite.
     Check,
 }
 
-/// That, and where it starts in memory.
+/// That, and where it starts in memory, or is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) kind: Kind,
     pub(crate) address: usize,
 }
 
+/// What is so on one ISA and not on another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ways {
+    /// Whether a vector past the caches is [a line](Lanes::lines).
+    pub(crate) lines: bool,
+    /// Whether lines [ahead](Lanes::ahead) are asked for.
+    pub(crate) ahead: bool,
+}
+
 std::thread_local! {
-    /// Whether a vector past the caches is a line.
-    static LINES: Cell<bool> = const { Cell::new(false) };
+    static WAYS: Cell<Ways> = const { Cell::new(Ways { lines: false, ahead: false }) };
     static EVENTS: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
 }
 
@@ -37,9 +47,9 @@ pub(crate) fn on() -> bool {
     EVENTS.with_borrow(|e| e.is_some())
 }
 
-/// What a call does, on an ISA that [stores whole lines](Lanes::lines) or on another.
-pub(crate) fn trace(lines: bool, call: impl FnOnce()) -> Vec<Event> {
-    LINES.set(lines);
+/// What a call does.
+pub(crate) fn trace(ways: Ways, call: impl FnOnce()) -> Vec<Event> {
+    WAYS.set(ways);
     EVENTS.set(Some(Vec::new()));
     call();
     EVENTS.take().expect("set above")
@@ -79,7 +89,13 @@ impl Lanes for Traced {
     type F64 = Noted<portable::F64>;
 
     fn lines(self) -> bool {
-        LINES.get()
+        WAYS.get().lines
+    }
+    fn ahead(self) -> bool {
+        WAYS.get().ahead
+    }
+    fn ask<T>(self, p: *const T, after: usize) {
+        note(Kind::Ask, p.addr() + after);
     }
     fn fence(self) {
         note(Kind::Fence, 0);

@@ -764,7 +764,7 @@ unsafe fn sum_vectors<
     };
     // All at once for one input. With the asking in between, loads of all rows went up and through the stack, bf16's at a
     // quarter of the speed. For several inputs it keeps them apart (once for all is up to 1.07 times slower).
-    if const { L::AHEAD && T > 1 && I == 1 } && ahead {
+    if lanes.ahead() && const { T > 1 && I == 1 } && ahead {
         rows.iter().for_each(ask);
     }
     let zero = Vec::<E, L>::splat(lanes, Compute::<E>::ZERO);
@@ -784,7 +784,7 @@ unsafe fn sum_vectors<
         loop {
             let mut i = 0;
             while i < T {
-                if const { L::AHEAD && T > 1 && I > 1 } && ahead {
+                if lanes.ahead() && const { T > 1 && I > 1 } && ahead {
                     ask(&rows[i]);
                 }
                 let mut u = 0;

@@ -309,7 +309,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             // a vector is a line or half of one (AVX-512; Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
             // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long) or two registers are (AVX2: see
             // `walk_fast`; not where both are half a line, which on Zen 3 went at a third of the speed; on Zen 4 f16 would gain 1.1, bf16 nothing).
-            let mut lines = lead.is_some() && lanes.lines() && (!L::AHEAD || lanes_of * size_of::<E>() == LINE);
+            let mut lines = lead.is_some() && lanes.lines() && (!lanes.ahead() || lanes_of * size_of::<E>() == LINE);
             let wide = const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             // One where registers have no room for two, with three inputs and a mask (AVX2 in cache: 1.12 to 1.16 times as fast).
             let room = I < 3 || L::ABREAST == 4;
@@ -332,7 +332,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 // So many operands and constants from the same place of their pages meet in the sets of a first-level cache. Parts that
                 // begin at different places are up to 1.08 times as fast in cache; where they cannot, near ones took 1.08 times as long.
                 let mut place = div(page, parts);
-                let ahead = lines && L::AHEAD;
+                let ahead = lines && lanes.ahead();
                 if ahead {
                     // What a period's multiples reach; two of four at the same place where rows are half a page.
                     place = place.max((unit & unit.wrapping_neg()).min(page / 2));
@@ -508,8 +508,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
     {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
         let check = op.checked() || !k.safe;
-        let ahead = const { STREAM && S > 1 && L::AHEAD };
-        let late = const { STREAM && S > 1 && !L::AHEAD } && self.a_line_on();
+        let ahead = const { STREAM && S > 1 } && lanes.ahead();
+        let late = const { STREAM && S > 1 } && !lanes.ahead() && self.a_line_on();
         // SAFETY: by the caller.
         unsafe {
             let same = if ROWS { [zero; K] } else { load::<L, E, K, ROWS>(lanes, k, offset) };
@@ -555,7 +555,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                         v[s] = M::before(ready, load_all::<DEALT, _, _, _>(lanes, &self.from, at + s * far));
                         s += 1;
                     }
-                    if const { STREAM && ROWS && K > 3 && S == 1 && L::AHEAD } {
+                    if const { STREAM && ROWS && K > 3 && S == 1 } && lanes.ahead() {
                         // Of the part's next turn: backward at 1024 channels, by turns, is 1.18 times as fast.
                         for i in 0..I {
                             lanes.ask(self.from[i].wrapping_add(at), TURN);

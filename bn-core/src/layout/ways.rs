@@ -2,9 +2,9 @@
 //! streams go on side by side, what is stored past the caches. None of it changes a result, so that no other test sees
 //! it.
 
-use crate::lanes::traced::{Event, Kind, trace};
+use crate::lanes::traced::{Event, Kind, Ways, trace};
 use crate::layout::CACHED_BYTES;
-use crate::layout::run::{FAR, NEAR, TURN, WIDE};
+use crate::layout::run::{ASKED, FAR, NEAR, TURN, WIDE};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
 use core::ops::Range;
@@ -45,31 +45,52 @@ impl Tensor {
     }
 }
 
+/// Neither lines past the caches nor lines ahead.
+const PLAIN: Ways = Ways { lines: false, ahead: false };
+const LINES: Ways = Ways { lines: true, ahead: false };
+const AHEAD: Ways = Ways { lines: true, ahead: true };
+
 fn plan(shape: Shape) -> BatchNorm<f32> {
     BatchNorm::new(shape, 1e-5).unwrap()
 }
 
 /// Inference from x to y.
 fn inference(bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
-    inference_by(false, bn, x, y)
+    inference_by(PLAIN, bn, x, y)
 }
 
-/// The same where a vector past the caches is a line, or is not.
-fn inference_by(lines: bool, bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
+/// The same in other ways.
+fn inference_by(ways: Ways, bn: &BatchNorm<f32>, x: &Tensor, y: &mut Tensor) -> Vec<Event> {
     let c = bn.shape().channels();
     let (mean, var, mut ws) = (vec![1.0; c], vec![4.0; c], vec![0; bn.workspace_best(Op::Inference, 1)]);
     let run = Run::serial(&mut ws);
-    trace(lines, || bn.inference(x.get(), None, Affine::NONE, &mean, &var, y.get_mut(), run).unwrap())
+    trace(ways, || bn.inference(x.get(), None, Affine::NONE, &mean, &var, y.get_mut(), run).unwrap())
 }
 
 fn moments(bn: &BatchNorm<f32>, x: &Tensor) -> Vec<Event> {
+    moments_by(PLAIN, bn, x)
+}
+
+fn moments_by(ways: Ways, bn: &BatchNorm<f32>, x: &Tensor) -> Vec<Event> {
     let (mut m, mut ws) =
         (vec![Moments::EMPTY; bn.shape().channels()], vec![0; bn.workspace_best(Op::ForwardTraining, 1)]);
-    trace(false, || bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
+    trace(ways, || bn.moments(x.get(), &mut m, Run::serial(&mut ws)).unwrap())
 }
 
 /// Backward: dx, or dgamma, or both.
 fn gradients(
+    bn: &BatchNorm<f32>,
+    [x, dy]: [&Tensor; 2],
+    y: Option<&Tensor>,
+    statistics: Statistics<'_, f32>,
+    dx: Option<&mut Tensor>,
+    parameters: bool,
+) -> Vec<Event> {
+    gradients_by(PLAIN, bn, [x, dy], y, statistics, dx, parameters)
+}
+
+fn gradients_by(
+    ways: Ways,
     bn: &BatchNorm<f32>,
     [x, dy]: [&Tensor; 2],
     y: Option<&Tensor>,
@@ -84,7 +105,7 @@ fn gradients(
         dgamma: parameters.then_some(&mut dgamma[..]),
         ..Gradients::default()
     };
-    trace(false, || bn.backward(input, output, Run::serial(&mut ws)).unwrap())
+    trace(ways, || bn.backward(input, output, Run::serial(&mut ws)).unwrap())
 }
 
 /// Moments of a batch.
@@ -347,16 +368,19 @@ fn constants_of_whole_vectors_are_one_stream() {
 #[test]
 fn what_does_not_fit_the_caches_is_stored_past_them() {
     let rows = LARGE / 64;
-    for (lines, skew) in [(false, 0), (false, 5), (false, 15), (true, 0), (true, 5), (true, 16)] {
+    for (ways, skew) in
+        [(PLAIN, 0), (PLAIN, 5), (PLAIN, 15), (LINES, 0), (LINES, 5), (LINES, 16), (AHEAD, 0), (AHEAD, 5), (AHEAD, 16)]
+    {
         let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
         let bn = plan(Shape::nhwc(rows, 64, &[]).unwrap());
-        let events = inference_by(lines, &bn, &x, &mut y);
+        let events = inference_by(ways, &bn, &x, &mut y);
         // Four parts line by line, or two parts that take turns.
-        let (parts, together) = if lines { (4, LANES) } else { (2, TURN / size_of::<f32>()) };
+        let (parts, together) = if ways.lines { (4, LANES) } else { (2, TURN / size_of::<f32>()) };
         let lead = (LANES - skew % LANES) % LANES;
-        let (mut past, rest) = in_parts(lead..LARGE, parts, 64, together);
+        let far = if ways.ahead { quarter(&y, &events, 64) } else { (LARGE - lead) / parts / 64 * 64 };
+        let (mut past, rest) = parts_apart(lead..LARGE, parts, far, together);
         past.extend((rest.start..rest.end - rest.len() % LANES).step_by(LANES));
-        let name = format!("{bn:?}, {lines}, {skew}");
+        let name = format!("{bn:?}, {ways:?}, {skew}");
         assert_eq!(y.seen(&events, Kind::Past), past, "{name}");
         let others = if lead > 0 { vec![0, LARGE - LANES] } else { vec![] };
         assert_eq!(y.seen(&events, Kind::Write), others, "{name}");
@@ -372,7 +396,7 @@ fn what_does_not_fit_the_caches_is_stored_past_them() {
     let (bn, mut y) = (plan(Shape::nhwc(rows, 64, &[]).unwrap()), Tensor::new(LARGE, 0));
     let (mean, var, mut ws) = (vec![1.0; 64], vec![4.0; 64], vec![0; bn.workspace_best(Op::Inference, 1)]);
     let run = Run::serial(&mut ws);
-    let events = trace(false, || bn.inference_in_place(y.get_mut(), None, Affine::NONE, &mean, &var, run).unwrap());
+    let events = trace(PLAIN, || bn.inference_in_place(y.get_mut(), None, Affine::NONE, &mean, &var, run).unwrap());
     assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
     // Rows with gaps, and channels that are a part of one, are no run.
     let (x, mut y) = (Tensor::new(LARGE + rows, 0), Tensor::new(LARGE, 0));
@@ -381,13 +405,110 @@ fn what_does_not_fit_the_caches_is_stored_past_them() {
     assert!(events.iter().all(|e| e.kind != Kind::Past && e.kind != Kind::Fence));
 }
 
+/// How far apart the quarters of an output are stored past the caches, which is a whole number of units, and such that they begin at
+/// different places of their pages.
+fn quarter(y: &Tensor, events: &[Event], unit: usize) -> usize {
+    let past = y.seen(events, Kind::Past);
+    let far = past[1] - past[0];
+    let longest = y.get().len() / 4;
+    assert!(far.is_multiple_of(unit) && (longest - PAGE..=longest).contains(&far), "{far}");
+    assert!((far % PAGE).abs_diff(PAGE / 4) <= PAGE / 8, "{far}");
+    far
+}
+
+/// The elements whose lines are asked for, by a call that reads them a while later.
+fn asked(tensor: &Tensor, events: &[Event], ahead: usize) -> Vec<usize> {
+    let first = tensor.get().as_ptr().addr() + ahead;
+    let end = first + size_of_val(tensor.get());
+    let asks = events.iter().filter(|e| e.kind == Kind::Ask && (first..end).contains(&e.address));
+    asks.map(|e| (e.address - first) / size_of::<f32>()).collect()
+}
+
+#[test]
+fn maps_past_the_caches_ask_for_lines_ahead() {
+    for skew in [0, 5] {
+        let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
+        let bn = plan(Shape::nhwc(LARGE / 64, 64, &[]).unwrap());
+        assert_eq!(asked(&x, &inference_by(LINES, &bn, &x, &mut y), ASKED), []);
+        let events = inference_by(AHEAD, &bn, &x, &mut y);
+        // With what each vector of a quarter reads.
+        let lead = (LANES - skew) % LANES;
+        let far = quarter(&y, &events, 64);
+        assert!(asked(&x, &events, ASKED) == parts_apart(lead..LARGE, 4, far, LANES).0, "{skew}");
+        // In cache nothing is asked for.
+        let bn = plan(Shape::nhwc(1000, 64, &[]).unwrap());
+        let (x, mut y) = (Tensor::new(64_000, 0), Tensor::new(64_000, skew));
+        assert!(inference_by(AHEAD, &bn, &x, &mut y).iter().all(|e| e.kind != Kind::Ask));
+    }
+    // Rows of whole pages go by turns; backward then asks for what the next turn reads.
+    let rows = LARGE.div_ceil(PAGE);
+    let bn = plan(Shape::nhwc(rows, PAGE, &[]).unwrap());
+    let n = bn.shape().len();
+    let (x, dy, mut dx) = (Tensor::new(n, 0), Tensor::new(n, 0), Tensor::new(n, 0));
+    let order = in_parts(0..n, 2, PAGE, TURN / size_of::<f32>()).0;
+    let events = inference_by(AHEAD, &bn, &x, &mut dx);
+    assert!(dx.seen(&events, Kind::Past)[..order.len()] == order);
+    assert!(events.iter().all(|e| e.kind != Kind::Ask));
+    let statistics = batch(&bn);
+    let events = gradients_by(AHEAD, &bn, [&x, &dy], None, Statistics::Batch(&statistics), Some(&mut dx), true);
+    assert!(dx.seen(&events, Kind::Past)[..order.len()] == order);
+    let start = events.iter().position(|e| e.kind == Kind::Past).unwrap();
+    for tensor in [&x, &dy] {
+        // The first vector's come before it is stored.
+        assert!(asked(tensor, &events[start..], TURN)[..order.len() - 1] == order[1..]);
+    }
+}
+
+#[test]
+fn sums_of_rows_past_the_caches_ask_for_lines_ahead() {
+    // Channels, operands, and whether lines are asked for: not where rows are taken 16 at a time, nor where they are read in tiles, nor
+    // with three operands whose rows begin at the same place of their pages.
+    for (channels, operands, asks) in [
+        (128, 1, true),
+        (100, 1, true),
+        (64, 1, false),
+        (128, 2, true),
+        (PAGE, 2, true),
+        (2 * PAGE, 1, false),
+        (2 * PAGE, 2, false),
+        (192, 3, true),
+        (PAGE, 3, false),
+    ] {
+        for past in [true, false] {
+            // A multiple of four: rows in lockstep.
+            let least = CACHED_BYTES / size_of::<f32>() / operands / channels;
+            let rows = if past { least.next_multiple_of(4) + 4 } else { least / 4 * 4 - 4 };
+            let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
+            let bn = if operands == 3 { bn.with_activation(Activation::Relu).unwrap() } else { bn };
+            let n = bn.shape().len();
+            let tensors = [0, 1, 2].map(|skew| Tensor::new(if skew < operands { n } else { 0 }, skew));
+            let [x, dy, y] = &tensors;
+            let events = match operands {
+                1 => moments_by(AHEAD, &bn, x),
+                _ => {
+                    let (y, statistics) = ((operands == 3).then_some(y), batch(&bn));
+                    gradients_by(AHEAD, &bn, [x, dy], y, Statistics::Batch(&statistics), None, true)
+                }
+            };
+            let expected = if asks && past {
+                (0..rows).flat_map(|r| vectors(r * channels..(r + 1) * channels)).collect()
+            } else {
+                vec![]
+            };
+            for tensor in &tensors[..operands] {
+                assert!(sorted(asked(tensor, &events, ASKED)) == expected, "{bn:?}, {operands}, {past}");
+            }
+        }
+    }
+}
+
 /// Where stores would hold back the loads of the next line, they come after those.
 #[test]
 fn stores_past_the_caches_come_late_if_that_helps() {
     for (skew, late) in [(0, false), (1, true), (16, true), (17, false), (PAGE / 2, false), (PAGE - 16, false)] {
         let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
         let bn = plan(Shape::nhwc(LARGE / 64, 64, &[]).unwrap());
-        let events = inference_by(true, &bn, &x, &mut y);
+        let events = inference_by(LINES, &bn, &x, &mut y);
         let first = events.iter().position(|e| e.kind == Kind::Past).unwrap();
         // Behind the last vector, and what comes before the first line.
         let before = 1 + !skew.is_multiple_of(LANES) as usize;
