@@ -428,30 +428,30 @@ struct Sums {
     /// Those of channel 0, which need not be there.
     at: Shared<f64>,
     words: usize,
-    /// From a channel's word to its next one, and to the same one of the next channel.
+    /// From a channel's word to its next one.
     next: usize,
-    apart: usize,
 }
 
 impl Sums {
-    const NONE: Sums = Sums { at: Shared::NULL, words: 0, next: 0, apart: 0 };
+    const NONE: Sums = Sums { at: Shared::NULL, words: 0, next: 0 };
 
     /// Those that a caller has.
     fn given(at: Shared<GradSums>) -> Self {
-        Sums { at: Shared(at.0.cast()), words: 2, next: 1, apart: 2 }
+        Sums { at: Shared(at.0.cast()), words: 2, next: 1 }
     }
 
     /// Those of a band in its workspace: the first word of all channels, then the next of all.
     fn kept(at: Shared<u64>, band: Channels) -> Self {
-        Sums {
-            at: Shared(at.0.cast::<f64>().wrapping_sub(band.first)),
-            words: SUM_WORDS,
-            next: band.end - band.first,
-            apart: 1,
-        }
+        Sums { at: Shared(at.0.cast::<f64>().wrapping_sub(band.first)), words: SUM_WORDS, next: band.end - band.first }
     }
 
-    /// The sums of a channel, and what its mean is off by, once they are [reduced](BatchNorm::reduce).
+    /// From a channel's word to the same one of the next channel.
+    #[inline(always)]
+    fn apart(&self) -> usize {
+        if self.words == SUM_WORDS { 1 } else { self.words }
+    }
+
+    /// The sums of a channel, and, once they are [reduced](BatchNorm::reduce), what its mean is off by.
     ///
     /// # Safety
     /// They are there, if there are any, and nothing writes them meanwhile.
@@ -461,13 +461,13 @@ impl Sums {
             if self.words == 0 {
                 return (GradSums::default(), 0.0);
             }
-            let at = self.at.at(c * self.apart);
+            let at = self.at.at(c * self.apart());
             let off = if self.words == SUM_WORDS { *at.add(2 * self.next) } else { 0.0 };
             (GradSums { dbeta: *at, dot: *at.add(self.next) }, off)
         }
     }
 
-    /// The same of [`GROUP`] channels from `first` on: Σ dy, Σ dy·(x − mean), and what means are off by.
+    /// The same of [`GROUP`] channels from `first` on, as Σ dy, Σ dy·(x − mean), and what means are off by.
     ///
     /// # Safety
     /// As [`Sums::of`].
@@ -476,12 +476,7 @@ impl Sums {
         // SAFETY: by the caller.
         unsafe {
             if self.words == SUM_WORDS {
-                let at = self.at.at(first).cast::<Group>();
-                return [
-                    *at,
-                    *at.byte_add(self.next * size_of::<f64>()),
-                    *at.byte_add(2 * self.next * size_of::<f64>()),
-                ];
+                return [0, 1, 2].map(|i| *self.at.at(first + i * self.next).cast());
             }
             let mut group = [[0.0; GROUP]; 3];
             for i in 0..GROUP {
@@ -742,7 +737,8 @@ impl<T: Element> OfChannel<f64> for Centre<'_, T> {
         }
     }
     fn of_each(&self, first: usize, to: &mut [f64]) {
-        if let (Statistics::Batch(moments), None) = (self.view.statistics, self.view.output)
+        if !Base::SINGLE
+            && let (Statistics::Batch(moments), None) = (self.view.statistics, self.view.output)
             && let Some(moments) = moments.get(first..first + to.len())
         {
             for (to, m) in to.iter_mut().zip(moments) {
@@ -750,8 +746,10 @@ impl<T: Element> OfChannel<f64> for Centre<'_, T> {
             }
             return;
         }
-        for (i, to) in to.iter_mut().enumerate() {
-            *to = self.of(first + i);
+        if !cfg!(target_os = "none") || !Base::SINGLE {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = self.of(first + i);
+            }
         }
     }
 }
@@ -842,18 +840,18 @@ impl<T: Element> Parameters<'_, T> {
         }
     }
 
-    /// Those of [`GROUP`] channels.
+    /// Those of [`GROUP`] channels from `c` on.
     ///
     /// # Safety
-    /// As for [`Parameters::one`].
+    /// As for [`Parameters::one`], of all of them.
     #[inline(always)]
     unsafe fn group<L: Lanes>(&self, lanes: L, c: usize) {
         let Parameters { bn, view, sums, output, .. } = *self;
         // SAFETY: by the caller.
         unsafe {
-            // With the mean of this x, and x itself, a product is all there is to do: in vectors, as what is stored number by number is not
-            // there yet for vectors that read it.
-            let plain = matches!(view.statistics, Statistics::Batch(_)) && view.output.is_none();
+            // Where nothing was measured means are off by 0, and what is left of reducing is dot − 0·dbeta (NaN where dbeta is not finite).
+            // In vectors, as what is stored number by number is not there yet for vectors that read it.
+            let plain = view.output.is_none() && !matches!(view.statistics, Statistics::Rounded { .. });
             if sums.words == SUM_WORDS && !plain {
                 for i in 0..GROUP {
                     bn.reduce(view, sums, c + i);
@@ -1031,7 +1029,7 @@ impl<P: Scalar> SumSink<'_, P> {
     /// No other thread adds to these channels, which are of the band.
     #[inline(always)]
     unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[[f64; M]; N]) {
-        let Sums { at, words, next, apart } = self.sums;
+        let (Sums { at, words, next }, apart) = (self.sums, self.sums.apart());
         let count = (channels.end - channels.first).min(M);
         for i in 0..N.min(words) {
             // SAFETY: by the caller.

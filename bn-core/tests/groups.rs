@@ -189,6 +189,15 @@ fn results<T: Number + Param + Element<Param = T>>(
     all
 }
 
+/// Of which channel result `i` of so many is, and where among those of this channel alone: of an array of the channels, or of a tensor in
+/// NCHW.
+fn place(i: usize, len: usize, channels: usize) -> (usize, usize) {
+    if len == channels {
+        return (i, 0);
+    }
+    (i / SPATIAL % channels, i / (channels * SPATIAL) * SPATIAL + i % SPATIAL)
+}
+
 fn groups<T: Number + Param + Element<Param = T>>() {
     for seed in 0..60 {
         for (rare, channels) in [(0, 16), (60, 29), (12, 43), (2, 8), (0, 64), (30, 48), (2, 64), (200, 139)] {
@@ -196,13 +205,9 @@ fn groups<T: Number + Param + Element<Param = T>>() {
             let alone: Vec<_> = (0..channels).map(|c| results(&p.alone(c), Layout::Nchw, Isa::PORTABLE)).collect();
             for (isa, layout) in Isa::available().flat_map(|isa| [(isa, Layout::Nchw), (isa, Layout::Nhwc)]) {
                 for (n, (what, group)) in results(&p, layout, isa).iter().enumerate() {
-                    let array = group.len() == channels;
+                    let len = group.len();
                     for (i, group) in group.iter().enumerate() {
-                        let (c, of) = if array {
-                            (i, 0)
-                        } else {
-                            (i / SPATIAL % channels, i / (channels * SPATIAL) * SPATIAL + i % SPATIAL)
-                        };
+                        let (c, of) = place(i, len, channels);
                         assert_eq!(
                             alone[c][n].1[of], *group,
                             "{what}: result {n}, channel {c} of {channels}, seed {seed}, {layout:?}, {isa:?}"
@@ -222,4 +227,71 @@ fn groups_of_f32_are_the_channels_one_by_one() {
 #[test]
 fn groups_of_f64_are_the_channels_one_by_one() {
     groups::<f64>();
+}
+
+/// dx, dgamma and dbeta of one call, which makes the sums itself, in NCHW.
+fn whole<T: Number + Param + Element<Param = T>>(p: &Problem<T>, isa: Isa) -> Vec<(&'static str, Vec<u64>)> {
+    let shape = Shape::nchw(BATCH, p.channels, &[SPATIAL]).unwrap();
+    let bn = BatchNorm::<T>::new(shape, p.epsilon).unwrap().with_isa(isa);
+    let words = if p.channels > 64 { bn.workspace_min(Op::Backward) } else { bn.workspace_best(Op::Backward, 1) };
+    let (mut workspace, mut all) = (vec![0; words], vec![]);
+    let moments: Vec<_> = p.moments.iter().map(|m| Moments { count: (BATCH * SPATIAL) as u64, ..*m }).collect();
+    let (mean, var) = (&p.mean[..], &p.var[..]);
+    for (what, statistics) in [
+        ("batch", Statistics::Batch(&moments)),
+        ("rounded", Statistics::Rounded { mean, var }),
+        ("running", Statistics::Running { mean, var }),
+    ] {
+        let (mut dx, mut dgamma, mut dbeta) = (p.x.clone(), p.gamma.clone(), p.beta.clone());
+        let output = Gradients {
+            dx: Some((&mut dx[..]).into()),
+            dgamma: Some(&mut dgamma),
+            dbeta: Some(&mut dbeta),
+            ..Gradients::default()
+        };
+        let input = BackwardInput { x: &p.x, y: None, dy: &p.dy, gamma: Some(&p.gamma), statistics };
+        bn.backward(input, output, Run::serial(&mut workspace)).unwrap();
+        all.extend([dx, dgamma, dbeta].map(|of| (what, of.into_iter().map(number_bits).collect())));
+    }
+    all
+}
+
+/// The same of sums that a call makes and keeps: of ordinary numbers, of zeros without a sign and with one, and of what is not finite.
+fn sums<T: Number + Param + Element<Param = T>>() {
+    for seed in 0..60 {
+        for (rare, channels) in [(0, 16), (60, 29), (12, 43), (0, 64), (200, 139)] {
+            let mut p = problem::<T>(channels, rare, 3 + 7 * seed + rare as u64);
+            let mut r = Random(seed);
+            for plane in p.dy.chunks_mut(SPATIAL) {
+                match r.below(8) {
+                    0 => plane.fill(T::of(-0.0)),
+                    1 => plane[r.below(SPATIAL)] = T::of(SPECIAL[r.below(SPECIAL.len())]),
+                    _ => {}
+                }
+            }
+            let alone: Vec<_> = (0..channels).map(|c| whole(&p.alone(c), Isa::PORTABLE)).collect();
+            for isa in Isa::available() {
+                for (n, (what, group)) in whole(&p, isa).iter().enumerate() {
+                    let len = group.len();
+                    for (i, group) in group.iter().enumerate() {
+                        let (c, of) = place(i, len, channels);
+                        assert_eq!(
+                            alone[c][n].1[of], *group,
+                            "{what}: result {n}, channel {c} of {channels}, seed {seed}, {isa:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_groups_of_f32_are_those_of_channels_one_by_one() {
+    sums::<f32>();
+}
+
+#[test]
+fn sums_of_groups_of_f64_are_those_of_channels_one_by_one() {
+    sums::<f64>();
 }

@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Check,
 }
 
-/// That, and where it starts in memory, or is.
+/// That, and the address: where a vector starts, or what line was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) kind: Kind,

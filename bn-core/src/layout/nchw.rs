@@ -49,6 +49,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     R: Reduction<E, I, J, K, N>,
 {
     let lanes_of = Compute::<E>::LANES;
+    let ready = op.ready::<Vec<E, L>>(lanes);
     let width = channels.end - channels.first;
     let mut carve = Carve::new(scratch);
     let t = Table::<E, K, N> {
@@ -60,12 +61,11 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
     for g in cells.0..cells.1 {
         // SAFETY: by the caller; the table has as many channels.
         unsafe {
-            if R::PIVOT_PER_CELL {
-                set_constants(lanes, op, geo, from, channels, &t, geo.blocks(g));
-            } else if g == cells.0 {
-                set_constants(lanes, op, geo, from, channels, &t, (0, geo.all_blocks()));
+            if R::PIVOT_PER_CELL || g == cells.0 {
+                let blocks = if R::PIVOT_PER_CELL { geo.blocks(g) } else { (0, geo.all_blocks()) };
+                set_constants(lanes, op, geo, from, channels, &t, blocks);
             }
-            cell(lanes, op, geo, from, channels, &t, g, emit);
+            cell(lanes, op, &ready, geo, from, channels, &t, g, emit);
         }
     }
 }
@@ -143,6 +143,7 @@ unsafe fn set_constants<L, E, R, const I: usize, const J: usize, const K: usize,
 unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N: usize>(
     lanes: L,
     op: &R,
+    ready: &R::Ready<Vec<E, L>>,
     geo: &Planes,
     from: &[Place<E>; I],
     channels: Channels,
@@ -156,7 +157,6 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
 {
     let &Table { sums, results, constants, stage } = t;
     let lanes_of = Compute::<E>::LANES;
-    let ready = op.ready::<Vec<E, L>>(lanes);
     let width = channels.end - channels.first;
     let (first, end) = geo.blocks(g);
     // The first piece, which may be the only one: to work it out took as long as to sum a small plane.
@@ -191,7 +191,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                             if L::STREAMS == 4 {
                                 sum_small::<L, E, R, I, J, K, N, 4>(
                                     lanes,
-                                    &ready,
+                                    ready,
                                     from,
                                     visit,
                                     first,
@@ -202,7 +202,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                             } else {
                                 sum_small::<L, E, R, I, J, K, N, 2>(
                                     lanes,
-                                    &ready,
+                                    ready,
                                     from,
                                     visit,
                                     first,
@@ -225,7 +225,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                             let mut acc = unfinished::<L, E, N>(lanes, sums, place.0);
                             let channel = channels.first + c;
                             acc = sum_piece::<L, E, R, I, J, K, N>(
-                                lanes, &ready, geo, from, visit, channel, strip, &k, acc, stage,
+                                lanes, ready, geo, from, visit, channel, strip, &k, acc, stage,
                             );
                             keep::<L, E, N>(acc, sums, &mut *results.add(c), place.1);
                         }

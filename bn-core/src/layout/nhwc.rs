@@ -108,12 +108,11 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         c = end;
     }
     for g in cells.0..cells.1 {
-        // SAFETY: by the caller.
+        // SAFETY: by the caller; the segment, the table and the stage are those above.
         unsafe {
-            if R::PIVOT_PER_CELL {
-                set_pivots(lanes, op, &ready, geo, from, channels, seg, &t, geo.cell_visits(g), stage);
-            } else if g == cells.0 {
-                set_pivots(lanes, op, &ready, geo, from, channels, seg, &t, (0, geo.visits.len()), stage);
+            if R::PIVOT_PER_CELL || g == cells.0 {
+                let visits = if R::PIVOT_PER_CELL { geo.cell_visits(g) } else { (0, geo.visits.len()) };
+                set_pivots(lanes, op, &ready, geo, from, channels, seg, &t, visits, stage);
             }
             cell(lanes, op, geo, from, channels, seg, &t, g, stage, emit);
         }
@@ -225,7 +224,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
     let (mut attempt, mut good);
     attempt = 0;
     loop {
-        // SAFETY: the table, the rows and the segment are those above.
+        // SAFETY: by the caller.
         unsafe {
             t.results.write_bytes(0, N * t.slots);
             for block in first..end {

@@ -429,10 +429,10 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
     for skew in [0, 5] {
         let (x, mut y) = (Tensor::new(LARGE, 0), Tensor::new(LARGE, skew));
         let bn = plan(Shape::nhwc(LARGE / 64, 64, &[]).unwrap());
-        assert_eq!(asked(&x, &inference_by(LINES, &bn, &x, &mut y), ASKED), []);
+        assert!(inference_by(LINES, &bn, &x, &mut y).iter().all(|e| e.kind != Kind::Ask));
         let events = inference_by(AHEAD, &bn, &x, &mut y);
         // With what each vector of a quarter reads.
-        let lead = (LANES - skew) % LANES;
+        let lead = (LANES - skew % LANES) % LANES;
         let far = quarter(&y, &events, 64);
         assert!(asked(&x, &events, ASKED) == parts_apart(lead..LARGE, 4, far, LANES).0, "{skew}");
         // In cache nothing is asked for.
@@ -440,6 +440,19 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
         let (x, mut y) = (Tensor::new(64_000, 0), Tensor::new(64_000, skew));
         assert!(inference_by(AHEAD, &bn, &x, &mut y).iter().all(|e| e.kind != Kind::Ask));
     }
+    // Of backward's two inputs too, and of nothing else; what four parts leave over asks as turns do.
+    let bn = plan(Shape::nhwc(LARGE / 64, 64, &[]).unwrap());
+    let [x, dy, mut dx] = [0, 1, 0].map(|skew| Tensor::new(LARGE, skew));
+    let statistics = batch(&bn);
+    let events = gradients_by(AHEAD, &bn, [&x, &dy], None, Statistics::Batch(&statistics), Some(&mut dx), true);
+    let start = events.iter().position(|e| e.kind == Kind::Past).unwrap();
+    let (far, asks) = (quarter(&dx, &events, 64), |e: &&Event| e.kind == Kind::Ask);
+    let (order, rest) = parts_apart(0..LARGE, 4, far, LANES);
+    for tensor in [&x, &dy] {
+        // The first line is stored when it has been asked for.
+        assert!(asked(tensor, &events[start..], ASKED)[..order.len() - 1] == order[1..]);
+    }
+    assert_eq!(events[start..].iter().filter(asks).count(), 2 * (order.len() - 1 + rest.len() / LANES));
     // Rows of whole pages go by turns; backward then asks for what the next turn reads.
     let rows = LARGE.div_ceil(PAGE);
     let bn = plan(Shape::nhwc(rows, PAGE, &[]).unwrap());
@@ -456,6 +469,23 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
     for tensor in [&x, &dy] {
         // The first vector's come before it is stored.
         assert!(asked(tensor, &events[start..], TURN)[..order.len() - 1] == order[1..]);
+    }
+}
+
+/// Several cells: a pivot of x is of a cell, and is made of 16 samples in each; one of dy is of the channel.
+#[test]
+fn what_is_of_a_channel_is_made_once() {
+    for (shape, cells) in
+        [(Shape::nhwc(4096, 64, &[]), 8), (Shape::nhwc(1, 80, &[1280]), 2), (Shape::nchw(8, 3, &[4096]), 32)]
+    {
+        let bn = plan(shape.unwrap());
+        let n = bn.shape().len();
+        let (x, dy) = (Tensor::new(n, 0), Tensor::new(n, 1));
+        let rows = bn.shape().layout() == crate::Layout::Nhwc;
+        let samples = if rows { 16 * bn.shape().channels() / LANES } else { 0 };
+        assert_eq!(x.seen(&moments(&bn, &x), Kind::Read).len(), n / LANES + cells * samples, "{bn:?}");
+        let events = gradients(&bn, [&x, &dy], None, Statistics::Batch(&batch(&bn)), None, true);
+        assert_eq!(dy.seen(&events, Kind::Read).len(), n / LANES + samples, "{bn:?}");
     }
 }
 
