@@ -13,8 +13,8 @@ HOST=x86_64-unknown-linux-gnu
 step() { printf '\n== %s\n' "$*"; }
 die() { printf 'isas: %s\n' "$*" >&2; exit 1; }
 
-# The instructions that a layer gets: a line isa=NAME, or refused=NAME.
-report() { cargo test -q -p bn-std --test isa -- --exact report --nocapture --test-threads=1; }
+# The instructions that a layer gets: a line isa=NAME, or refused=NAME. (With the features of the tests, or bn-core is built once more.)
+report() { cargo test -q -p bn-std --all-features --test isa -- --exact report --nocapture --test-threads=1; }
 
 # bn-core takes its instructions from its caller, and its tests go through all of them; bn-std reads BN_ISA.
 forced() {
