@@ -427,28 +427,40 @@ pub(crate) const SUM_WORDS: usize = 3;
 struct Sums {
     /// Those of channel 0, which need not be there.
     at: Shared<f64>,
-    words: usize,
-    /// From a channel's word to its next one.
-    next: usize,
+    /// 0 for none, 1 for two words of each channel side by side, or 1 more than the channels of which the first words stand together, and then
+    /// the next ones. (One number: this is on the stack all the while.)
+    stand: usize,
 }
 
 impl Sums {
-    const NONE: Sums = Sums { at: Shared::NULL, words: 0, next: 0 };
+    const NONE: Sums = Sums { at: Shared::NULL, stand: 0 };
 
     /// Those that a caller has.
     fn given(at: Shared<GradSums>) -> Self {
-        Sums { at: Shared(at.0.cast()), words: 2, next: 1 }
+        Sums { at: Shared(at.0.cast()), stand: 1 }
     }
 
     /// Those of a band in its workspace: the first word of all channels, then the next of all.
     fn kept(at: Shared<u64>, band: Channels) -> Self {
-        Sums { at: Shared(at.0.cast::<f64>().wrapping_sub(band.first)), words: SUM_WORDS, next: band.end - band.first }
+        Sums { at: Shared(at.0.cast::<f64>().wrapping_sub(band.first)), stand: 1 + band.end - band.first }
+    }
+
+    /// Whether they are [kept](Sums::kept): all of [`SUM_WORDS`].
+    #[inline(always)]
+    fn are_kept(&self) -> bool {
+        self.stand > 1
+    }
+
+    /// From a channel's word to its next one.
+    #[inline(always)]
+    fn next(&self) -> usize {
+        self.stand.max(2) - 1
     }
 
     /// From a channel's word to the same one of the next channel.
     #[inline(always)]
     fn apart(&self) -> usize {
-        if self.words == SUM_WORDS { 1 } else { self.words }
+        if self.are_kept() { 1 } else { 2 }
     }
 
     /// The sums of a channel, and, once they are [reduced](BatchNorm::reduce), what its mean is off by.
@@ -458,12 +470,12 @@ impl Sums {
     unsafe fn of(&self, c: usize) -> (GradSums, f64) {
         // SAFETY: by the caller; the words are those of a channel.
         unsafe {
-            if self.words == 0 {
+            if self.stand == 0 {
                 return (GradSums::default(), 0.0);
             }
             let at = self.at.at(c * self.apart());
-            let off = if self.words == SUM_WORDS { *at.add(2 * self.next) } else { 0.0 };
-            (GradSums { dbeta: *at, dot: *at.add(self.next) }, off)
+            let off = if self.are_kept() { *at.add(2 * self.next()) } else { 0.0 };
+            (GradSums { dbeta: *at, dot: *at.add(self.next()) }, off)
         }
     }
 
@@ -472,13 +484,16 @@ impl Sums {
     /// # Safety
     /// As [`Sums::of`].
     #[inline(always)]
-    unsafe fn of_group(&self, first: usize) -> [Group; 3] {
+    unsafe fn of_group(&self, first: usize) -> [Group; SUM_WORDS] {
         // SAFETY: by the caller.
         unsafe {
-            if self.words == SUM_WORDS {
-                return [0, 1, 2].map(|i| *self.at.at(first + i * self.next).cast());
+            let mut group = [[0.0; GROUP]; SUM_WORDS];
+            if self.are_kept() {
+                for i in 0..SUM_WORDS {
+                    group[i] = *self.at.at(first + i * self.next()).cast();
+                }
+                return group;
             }
-            let mut group = [[0.0; GROUP]; 3];
             for i in 0..GROUP {
                 let (sums, off) = self.of(first + i);
                 (group[0][i], group[1][i], group[2][i]) = (sums.dbeta, sums.dot, off);
@@ -628,7 +643,7 @@ impl<T: Element> BatchNorm<T> {
         // SAFETY: by the caller.
         unsafe {
             let at = sums.at.at(c);
-            let (to_dot, to_off) = (at.add(sums.next), at.add(2 * sums.next));
+            let (to_dot, to_off) = (at.add(sums.next()), at.add(2 * sums.next()));
             let (dbeta, dot, off) = (*at, *to_dot, *to_off);
             // Where the mean was rounded: dot and mean as they are about the measured one.
             let off = if is_zero(off) { off } else { off / self.count(view.statistics, c).max(1) as f64 };
@@ -648,7 +663,7 @@ impl<T: Element> BatchNorm<T> {
     #[cfg_attr(target_os = "none", inline(never))]
     unsafe fn parameters_at(&self, part: &Part<'_, T>, run: &mut Run<'_>) -> Result<(), Failed> {
         let &Part { view, band, sums, output } = part;
-        if sums.words != SUM_WORDS && !output.dgamma.is_some() && !output.dbeta.is_some() {
+        if !sums.are_kept() && !output.dgamma.is_some() && !output.dbeta.is_some() {
             return Ok(());
         }
         self.engine.per_channel(band, run, &|channels| {
@@ -827,7 +842,7 @@ impl<T: Element> Parameters<'_, T> {
         let Parameters { bn, view, sums, output, .. } = *self;
         // SAFETY: by the caller.
         unsafe {
-            if sums.words == SUM_WORDS {
+            if sums.are_kept() {
                 bn.reduce(view, sums, c);
             }
             let (GradSums { dbeta, dot }, _) = sums.of(c);
@@ -852,7 +867,7 @@ impl<T: Element> Parameters<'_, T> {
             // Where nothing was measured means are off by 0, and what is left of reducing is dot − 0·dbeta (NaN where dbeta is not finite).
             // In vectors, as what is stored number by number is not there yet for vectors that read it.
             let plain = view.output.is_none() && !matches!(view.statistics, Statistics::Rounded { .. });
-            if sums.words == SUM_WORDS && !plain {
+            if sums.are_kept() && !plain {
                 for i in 0..GROUP {
                     bn.reduce(view, sums, c + i);
                 }
@@ -861,9 +876,9 @@ impl<T: Element> Parameters<'_, T> {
             let mut at = 0;
             while at < GROUP {
                 let (dbeta, mut dot) = (some(lanes, &dbeta, at), some(lanes, &dot, at));
-                if sums.words == SUM_WORDS && plain {
+                if sums.are_kept() && plain {
                     dot = dot - some(lanes, &off, at) * dbeta;
-                    dot.store(sums.at.at(c + sums.next + at));
+                    dot.store(sums.at.at(c + sums.next() + at));
                 }
                 if output.dgamma.is_some() {
                     let (n, one) = (some(lanes, &n, at), L::F64::splat(lanes, 1.0));
@@ -1029,9 +1044,9 @@ impl<P: Scalar> SumSink<'_, P> {
     /// No other thread adds to these channels, which are of the band.
     #[inline(always)]
     unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[[f64; M]; N]) {
-        let (Sums { at, words, next }, apart) = (self.sums, self.sums.apart());
-        let count = (channels.end - channels.first).min(M);
-        for i in 0..N.min(words) {
+        let (at, next, apart) = (self.sums.at, self.sums.next(), self.sums.apart());
+        let (count, words) = ((channels.end - channels.first).min(M), if self.sums.are_kept() { N } else { 2 });
+        for i in 0..words {
             // SAFETY: by the caller.
             unsafe {
                 let at = at.at(channels.first * apart + i * next);
