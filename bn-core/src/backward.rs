@@ -14,7 +14,7 @@ use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make, put, some};
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::{inverse_std, inverse_stds};
-use crate::kernel::{Coefficients, OfChannel, of_some};
+use crate::kernel::{Coefficients, OfChannel, each_of, of_some};
 use crate::lanes::{Base, Lanes, Scalar, Vector};
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
@@ -761,11 +761,7 @@ impl<T: Element> OfChannel<f64> for Centre<'_, T> {
             }
             return;
         }
-        if !cfg!(target_os = "none") || !Base::SINGLE {
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = self.of(first + i);
-            }
-        }
+        each_of(self, first, to);
     }
 }
 

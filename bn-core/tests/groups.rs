@@ -189,13 +189,17 @@ fn results<T: Number + Param + Element<Param = T>>(
     all
 }
 
-/// Of which channel result `i` of so many is, and where among those of this channel alone: of an array of the channels, or of a tensor in
-/// NCHW.
-fn place(i: usize, len: usize, channels: usize) -> (usize, usize) {
-    if len == channels {
-        return (i, 0);
+/// That results of several channels, arrays of them or tensors in NCHW, have the bits of the channels alone.
+fn compare(alone: &[Vec<(&str, Vec<u64>)>], all: &[(&str, Vec<u64>)], problem: &str) {
+    let channels = alone.len();
+    for (n, (what, group)) in all.iter().enumerate() {
+        let array = group.len() == channels;
+        for (i, bits) in group.iter().enumerate() {
+            let (c, of) =
+                if array { (i, 0) } else { (i / SPATIAL % channels, i / (channels * SPATIAL) * SPATIAL + i % SPATIAL) };
+            assert_eq!(alone[c][n].1[of], *bits, "{what}: result {n}, channel {c} of {channels}, {problem}");
+        }
     }
-    (i / SPATIAL % channels, i / (channels * SPATIAL) * SPATIAL + i % SPATIAL)
 }
 
 fn groups<T: Number + Param + Element<Param = T>>() {
@@ -204,16 +208,7 @@ fn groups<T: Number + Param + Element<Param = T>>() {
             let p = problem::<T>(channels, rare, 1 + 7 * seed + rare as u64);
             let alone: Vec<_> = (0..channels).map(|c| results(&p.alone(c), Layout::Nchw, Isa::PORTABLE)).collect();
             for (isa, layout) in Isa::available().flat_map(|isa| [(isa, Layout::Nchw), (isa, Layout::Nhwc)]) {
-                for (n, (what, group)) in results(&p, layout, isa).iter().enumerate() {
-                    let len = group.len();
-                    for (i, group) in group.iter().enumerate() {
-                        let (c, of) = place(i, len, channels);
-                        assert_eq!(
-                            alone[c][n].1[of], *group,
-                            "{what}: result {n}, channel {c} of {channels}, seed {seed}, {layout:?}, {isa:?}"
-                        );
-                    }
-                }
+                compare(&alone, &results(&p, layout, isa), &format!("seed {seed}, {layout:?}, {isa:?}"));
             }
         }
     }
@@ -271,16 +266,7 @@ fn sums<T: Number + Param + Element<Param = T>>() {
             }
             let alone: Vec<_> = (0..channels).map(|c| whole(&p.alone(c), Isa::PORTABLE)).collect();
             for isa in Isa::available() {
-                for (n, (what, group)) in whole(&p, isa).iter().enumerate() {
-                    let len = group.len();
-                    for (i, group) in group.iter().enumerate() {
-                        let (c, of) = place(i, len, channels);
-                        assert_eq!(
-                            alone[c][n].1[of], *group,
-                            "{what}: result {n}, channel {c} of {channels}, seed {seed}, {isa:?}"
-                        );
-                    }
-                }
+                compare(&alone, &whole(&p, isa), &format!("seed {seed}, {isa:?}"));
             }
         }
     }

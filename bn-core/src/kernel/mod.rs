@@ -65,20 +65,25 @@ pub(crate) trait OfChannel<R>: Sync {
     fn of(&self, channel: usize) -> R;
     /// What neighbouring channels have, from `first` on: one call instead of one for each. Nothing on bare metal, where nobody
     /// asks.
-    fn of_each(&self, first: usize, to: &mut [R]);
+    fn of_each(&self, first: usize, to: &mut [R]) {
+        each_of(self, first, to);
+    }
+}
+
+/// The same, asked one by one.
+#[inline(always)]
+pub(crate) fn each_of<R>(of: &(impl OfChannel<R> + ?Sized), first: usize, to: &mut [R]) {
+    if !cfg!(target_os = "none") || !Base::SINGLE {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = of.of(first + i);
+        }
+    }
 }
 
 impl<R, F: Fn(usize) -> R + Sync> OfChannel<R> for F {
     #[inline(always)]
     fn of(&self, channel: usize) -> R {
         self(channel)
-    }
-    fn of_each(&self, first: usize, to: &mut [R]) {
-        if !cfg!(target_os = "none") || !Base::SINGLE {
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = self(first + i);
-            }
-        }
     }
 }
 
