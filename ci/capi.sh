@@ -97,7 +97,8 @@ nm -D --defined-only "$libraries/libbatchnorm.so" | awk '{ print $3 }' | sort -u
 objdump -p "$libraries/libbatchnorm.so" | grep -q 'SONAME *libbatchnorm.so.0$' || die 'no SONAME'
 
 step 'tests: the header is fresh, C programs'
-cargo test -p bn-capi -- --include-ignored
+# With the features of the whole workspace, whose tests have built bn-core.
+cargo test --workspace --test header --test programs -- --include-ignored
 
 step 'installed, and the examples built by pkg-config'
 prefix=$(mktemp -d)
