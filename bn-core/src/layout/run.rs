@@ -91,6 +91,12 @@ pub(super) struct Constants<E: Element, const K: usize> {
 }
 
 impl<E: Element, const K: usize> Constants<E, K> {
+    /// Those that are read from one beginning to the next.
+    #[inline(always)]
+    fn bytes(&self) -> usize {
+        K * self.period * size_of::<Compute<E>>()
+    }
+
     /// Writes the constants of some channels where [`Constants::at`] reads those of as many elements; returns whether all suffice.
     ///
     /// # Safety
@@ -196,6 +202,11 @@ pub(super) const PAGE: usize = 4096;
 pub(super) const TURN: usize = 1 << 10;
 /// Bytes of constants that a first-level cache does not hold beside streams.
 pub(super) const WIDE: usize = 32 << 10;
+
+/// Bytes of constants from which on a run is mapped in four parts that share them: with three or fewer (one input, mostly) from less on.
+pub(super) const fn shared<const K: usize>() -> usize {
+    if K > 3 { WIDE } else { WIDE / 2 }
+}
 
 /// The distance of parts, at most `far` and a multiple of `unit`, with which they begin `place` further on in their pages, or nearest
 /// to that. Not much less than `far`: what is left is mapped by itself.
@@ -305,16 +316,19 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             }
             // Two halves at once, if they are far apart: they share constants, and lines are stored 1.3 times as
             // fast. Within a plane it was half as fast. Four quarters where that many constants have to come from
-            // the second-level cache (1.2 times as fast with 2048 channels, slower with 1536), and past the caches where
+            // the second-level cache (backward 1.2 times as fast with 2048 channels, slower with 1536; inference 1.08 to 1.2 in cache and 1.1 to
+            // 1.35 beyond with 1536 to 8192, slower with 1280: Zen 4), and past the caches where
             // a vector is a line or half of one (AVX-512; Zen 4: inference 1.2 to 1.5 times as fast as in halves by turns, backward up to 1.2, bf16, whose
             // vectors are half lines, 1.0 to 1.3 and 1.1; in cache it would take 1.2 to 1.6 times as long) or two registers are (AVX2: see
             // `walk_fast`; not where both are half a line, which on Zen 3 went at a third of the speed; on Zen 4 f16 would gain 1.1, bf16 nothing).
             let mut lines = lead.is_some() && lanes.lines() && (!lanes.ahead() || lanes_of * size_of::<E>() == LINE);
-            let wide = const { K > 3 } && K * k.period >= WIDE / size_of::<Compute<E>>();
             // One where registers have no room for two, with three inputs and a mask (AVX2 in cache: 1.12 to 1.16 times as fast).
             let room = I < 3 || L::ABREAST == 4;
             // The least common multiple of a period and a vector, whose lanes are a power of two.
             let unit = k.period * (lanes_of >> k.period.trailing_zeros().min(lanes_of.trailing_zeros()));
+            // Without registers for two vectors past the caches only (SSE2; in cache inference takes 1.25 times as long).
+            let four = L::ABREAST > 1 || lead.is_some();
+            let wide = four && k.bytes() >= shared::<K>() && div(self.width - at, 4) >= unit;
             // In cache it is the loads of constants that are shared (1.1 to 1.4 times as fast), where registers hold two vectors.
             let page = PAGE / size_of::<E>();
             let near = L::ABREAST > 1 && (const { K <= 3 } || !unit.is_multiple_of(page));
@@ -509,6 +523,7 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
         let check = op.checked() || !k.safe;
         let ahead = const { STREAM && S > 1 } && lanes.ahead();
+        let turns = const { STREAM && ROWS && S == 1 } && lanes.ahead() && (const { K > 3 } || k.bytes() >= WIDE);
         let late = const { STREAM && S > 1 } && !lanes.ahead() && self.a_line_on();
         // SAFETY: by the caller.
         unsafe {
@@ -555,8 +570,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                         v[s] = M::before(ready, load_all::<DEALT, _, _, _>(lanes, &self.from, at + s * far));
                         s += 1;
                     }
-                    if const { STREAM && ROWS && K > 3 && S == 1 } && lanes.ahead() {
-                        // Of the part's next turn: backward at 1024 channels, by turns, is 1.18 times as fast.
+                    if turns {
+                        // Of the part's next turn: backward at 1024 channels, by turns, is 1.18 times as fast, inference at 3072 and 4096 1.1
+                        // to 1.25 (at 1024, whose constants a first-level cache does hold, 0.75).
                         for i in 0..I {
                             lanes.ask(self.from[i].wrapping_add(at), TURN);
                         }

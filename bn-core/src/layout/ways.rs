@@ -4,7 +4,7 @@
 
 use crate::lanes::traced::{Event, Kind, Ways, trace};
 use crate::layout::CACHED_BYTES;
-use crate::layout::run::{ASKED, FAR, NEAR, TURN, WIDE};
+use crate::layout::run::{ASKED, FAR, NEAR, TURN, WIDE, shared};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
 use core::ops::Range;
@@ -284,15 +284,28 @@ fn parts_apart(run: Range<usize>, parts: usize, far: usize, together: usize) -> 
 fn long_runs_are_mapped_in_parts_far_apart() {
     const LONG: usize = NEAR / size_of::<f32>();
     // Channels, and elements after which both vectors and channels begin again.
-    for (channels, unit) in [(64, 64), (50, 400), (67, 67 * 16), (24, 48), (1024, 1024)] {
+    let many = shared::<3>() / size_of::<f32>() / 3 / 16 * 16;
+    let cases = [
+        (64, 64, 2),
+        (50, 400, 2),
+        (67, 67 * 16, 2),
+        (24, 48, 2),
+        (1024, 1024, 2),
+        // Four where a first-level cache does not hold the constants.
+        (many, many, 2),
+        (many + 16, many + 16, 4),
+        (2048, 2048, 4),
+    ];
+    for (channels, unit, parts) in cases {
         let rows = LONG.div_ceil(channels);
-        for rows in [rows, rows - 1, rows * 5 / 4, 70 * rows] {
+        for rows in [rows, rows - 1, rows * 5 / 4, 3 * rows, 70 * rows] {
             let bn = plan(Shape::nhwc(rows, channels, &[]).unwrap());
             let n = bn.shape().len();
+            let parts = if n / unit < parts { 2 } else { parts };
             let folded = if channels < 48 { rows / 2 * 2 * channels } else { n };
             let (x, mut y) = (Tensor::new(n, 3), Tensor::new(n, 5));
             let (mut expected, rest) =
-                if folded >= LONG { in_parts(0..folded, 2, unit, LANES) } else { (vec![], 0..folded) };
+                if folded >= LONG { in_parts(0..folded, parts, unit, LANES) } else { (vec![], 0..folded) };
             expected.extend(vectors(rest));
             expected.extend(if n - folded >= LANES { vectors(folded..n) } else { vec![] });
             let events = inference(&bn, &x, &mut y);
@@ -459,9 +472,6 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
     let n = bn.shape().len();
     let (x, dy, mut dx) = (Tensor::new(n, 0), Tensor::new(n, 0), Tensor::new(n, 0));
     let order = in_parts(0..n, 2, PAGE, TURN / size_of::<f32>()).0;
-    let events = inference_by(AHEAD, &bn, &x, &mut dx);
-    assert!(dx.seen(&events, Kind::Past)[..order.len()] == order);
-    assert!(events.iter().all(|e| e.kind != Kind::Ask));
     let statistics = batch(&bn);
     let events = gradients_by(AHEAD, &bn, [&x, &dy], None, Statistics::Batch(&statistics), Some(&mut dx), true);
     assert!(dx.seen(&events, Kind::Past)[..order.len()] == order);
@@ -469,6 +479,16 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
     for tensor in [&x, &dy] {
         // The first vector's come before it is stored.
         assert!(asked(tensor, &events[start..], TURN)[..order.len() - 1] == order[1..]);
+    }
+    // Inference in quarters where its constants are many, and asking only where a first-level cache does not hold them at all.
+    for (channels, parts, asks) in [(PAGE, 2, false), (2 * PAGE, 4, false), (3 * PAGE, 4, true)] {
+        let bn = plan(Shape::nhwc(LARGE.div_ceil(channels), channels, &[]).unwrap());
+        let (x, mut y) = (Tensor::new(bn.shape().len(), 0), Tensor::new(bn.shape().len(), 0));
+        let (order, rest) = in_parts(0..x.get().len(), parts, channels, TURN / size_of::<f32>());
+        let events = inference_by(AHEAD, &bn, &x, &mut y);
+        assert!(y.seen(&events, Kind::Past)[..order.len()] == order, "{bn:?}");
+        let of = if asks { [order, rest.step_by(LANES).collect()].concat() } else { vec![] };
+        assert!(asked(&x, &events, TURN) == of, "{bn:?}");
     }
 }
 
