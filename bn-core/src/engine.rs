@@ -258,7 +258,7 @@ impl Engine {
             // backward 1.1 to 1.2; 128×1024 1.05.)
             Grid::Rows(_) => {
                 let busy = |tiles: &usize| 4 * tiles * cells >= 3 * width * ceil(tiles * cells, width);
-                (1..width).find(busy).unwrap_or(width)
+                (div(3 * width, 4 * cells).max(1)..width).find(busy).unwrap_or(width)
             }
         }
     }
