@@ -489,6 +489,8 @@ fn maps_past_the_caches_ask_for_lines_ahead() {
         assert!(y.seen(&events, Kind::Past)[..order.len()] == order, "{bn:?}");
         let of = if asks { [order, rest.step_by(LANES).collect()].concat() } else { vec![] };
         assert!(asked(&x, &events, TURN) == of, "{bn:?}");
+        // And for nothing else.
+        assert_eq!(events.iter().filter(|e| e.kind == Kind::Ask).count(), of.len(), "{bn:?}");
     }
 }
 
