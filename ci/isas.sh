@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The tests with each instruction set by force, under the address sanitizer, and under valgrind.
+# The tests with each instruction set by force, with AVX-512 emulated, under the address sanitizer,
+# and under valgrind.
 #
 #   ci/isas.sh                    all of it
-#   ci/isas.sh forced|asan|valgrind
+#   ci/isas.sh forced|emulated|asan|valgrind
 #
-# Needs an x86-64 with AVX2, a nightly toolchain, and valgrind (apt-get install valgrind). AVX-512 is
-# left out, and that is said, where the CPU has none.
+# Needs an x86-64 with AVX2, a nightly toolchain, and valgrind (apt-get install valgrind); what
+# ci/emulate.sh needs. By force AVX-512 is left out, and that is said, where the CPU has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,6 +36,15 @@ forced() {
     done
 }
 
+# Those tests of bn-core that compare instruction sets and do little else: an emulated CPU takes its time.
+emulated() {
+    ci/emulate.sh install || die 'the emulator cannot be had'
+    step 'emulated AVX-512: bn-core'
+    RUSTFLAGS=$(ci/emulate.sh flags) CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/ci/emulate.sh \
+        cargo test --target "$HOST" --target-dir target/emulated -p bn-core --features half \
+        --test extremes --test fusions --test limits --test strides -- --test-threads=1
+}
+
 asan() {
     step 'address sanitizer: bn-core, bn-std'
     # Tests ask for more memory than there is, and want to be told; and one leaks an executor on purpose.
@@ -60,8 +70,9 @@ memcheck() {
 
 case ${1:-all} in
     forced) forced ;;
+    emulated) emulated ;;
     asan) asan ;;
     valgrind) memcheck ;;
-    all) forced; asan; memcheck ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    all) forced; emulated; asan; memcheck ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

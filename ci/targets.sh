@@ -72,14 +72,21 @@ export -f arm
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 step "reference: $host"
-build reference quick "$host" all ''
+# Static, at fixed addresses: so the emulated CPU below takes it too.
+case $host in
+    x86_64-*-linux-gnu) build reference quick "$host" all "$(ci/emulate.sh flags)" ;;
+    *) build reference quick "$host" all '' ;;
+esac
 run reference "$program" portable
 for isa in avx2 avx512; do
     wanted "$host-$isa" || continue
     if "$program" $isa >/dev/null 2>&1; then
         run "$host-$isa" "$program" $isa
+    elif [ $isa = avx512 ] && ci/emulate.sh install; then
+        run "$host-avx512-emulated" ci/emulate.sh "$program" avx512
+        grep -qx 'isa avx512' "$out/$host-avx512-emulated.txt" || die 'the emulated CPU did not run on avx512'
     else
-        echo "this CPU has no $isa: not run"
+        echo "this CPU has no $isa, and its emulator cannot be had: not run"
     fi
 done
 case $host in
