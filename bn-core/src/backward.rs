@@ -14,7 +14,7 @@ use crate::kernel::backward_sums::GradientSums;
 use crate::kernel::constants::{GROUP, Group, Maker, Source, each, entries, make, put, some};
 use crate::kernel::factor_is_safe;
 use crate::kernel::normalize::{inverse_std, inverse_stds};
-use crate::kernel::{Coefficients, OfChannel, each_of, of_some};
+use crate::kernel::{Coefficients, Line, OfChannel, each_of, of_some};
 use crate::lanes::{Base, Lanes, Scalar, Vector};
 use crate::layout::Channels;
 use crate::layout::grid::{ceil, part};
@@ -406,7 +406,7 @@ impl<T: Element> BatchNorm<T> {
         {
             return [each(|i| m[i].m2), each(|i| m[i].count as f64)];
         }
-        [each(|i| self.variance(statistics, first + i)), [1.0; GROUP]]
+        [each(|i| self.variance(statistics, first + i)), Group::splat(1.0)]
     }
 
     /// Values that the statistics are of.
@@ -487,10 +487,10 @@ impl Sums {
     unsafe fn of_group(&self, first: usize) -> [Group; SUM_WORDS] {
         // SAFETY: by the caller.
         unsafe {
-            let mut group = [[0.0; GROUP]; SUM_WORDS];
+            let mut group = [Group::splat(0.0); SUM_WORDS];
             if self.are_kept() {
                 for i in 0..SUM_WORDS {
-                    group[i] = *self.at.at(first + i * self.next()).cast();
+                    *group[i] = *self.at.at(first + i * self.next()).cast();
                 }
                 return group;
             }
@@ -904,14 +904,14 @@ impl<T: Element> Source<T::Param, 5> for OfPart<'_, T> {
         // SAFETY: an entry per channel.
         self.bn.apply_coefficients(self.part.view, unsafe { self.part.sums.of(c) }, c)
     }
-    fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 5]) -> bool {
+    fn group(&self, first: usize, to: &mut [Line<T::Param, GROUP>; 5]) -> bool {
         make(self.bn.engine.isa, self, first, to)
     }
 }
 
 impl<T: Element> Maker<T::Param, 5> for OfPart<'_, T> {
     #[inline(always)]
-    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[T::Param; GROUP]; 5]) -> bool {
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [Line<T::Param, GROUP>; 5]) -> bool {
         let (view, sums) = (self.part.view, self.part.sums);
         let moments = match *view.statistics {
             Statistics::Batch(moments) if view.output.is_none() => moments,
@@ -944,14 +944,14 @@ impl<T: Element> Source<T::Param, 1> for Frozen<'_, T> {
         let s = if self.scaled { self.bn.scale(self.view, c) } else { 1.0 };
         Coefficients { narrow: [T::Param::from_f64(s)], wide: [s], safe: factor_is_safe::<T::Param>(s) }
     }
-    fn group(&self, first: usize, to: &mut [[T::Param; GROUP]; 1]) -> bool {
+    fn group(&self, first: usize, to: &mut [Line<T::Param, GROUP>; 1]) -> bool {
         make(self.bn.engine.isa, self, first, to)
     }
 }
 
 impl<T: Element> Maker<T::Param, 1> for Frozen<'_, T> {
     #[inline(always)]
-    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[T::Param; GROUP]; 1]) -> bool {
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [Line<T::Param, GROUP>; 1]) -> bool {
         let var = match *self.view.statistics {
             Statistics::Running { var, .. } if self.scaled => var,
             _ => return false,
@@ -1018,14 +1018,14 @@ impl<P: Scalar> SumSink<'_, P> {
     fn about_mean<const M: usize>(
         &self,
         channels: Channels,
-        [e, ed]: [&[f64; M]; 2],
-        d: Option<&[f64; M]>,
-        k: &[f64; M],
+        [e, ed]: [&Line<f64, M>; 2],
+        d: Option<&Line<f64, M>>,
+        k: &Line<f64, M>,
         count: u64,
-    ) -> [[f64; M]; 3] {
+    ) -> [Line<f64, M>; 3] {
         let (mean, n) = (of_some::<M>(self.op.centre, channels), count as f64);
-        let off = if d.is_some() { [0.0; M] } else { of_some::<M>(self.off, channels) };
-        let mut about = [[0.0; M]; 3];
+        let off = if d.is_some() { Line::splat(0.0) } else { of_some::<M>(self.off, channels) };
+        let mut about = [Line::splat(0.0); 3];
         for i in 0..M {
             let low = mean[i] - P::from_f64(mean[i]).to_f64();
             let off = d.map_or_else(|| n * off[i], |d| d[i] - n * low);
@@ -1039,7 +1039,7 @@ impl<P: Scalar> SumSink<'_, P> {
     /// # Safety
     /// No other thread adds to these channels, which are of the band.
     #[inline(always)]
-    unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[[f64; M]; N]) {
+    unsafe fn add<const M: usize, const N: usize>(&self, channels: Channels, sums: &[Line<f64, M>; N]) {
         let (at, next, apart) = (self.sums.at, self.sums.next(), self.sums.apart());
         let (count, words) = ((channels.end - channels.first).min(M), if self.sums.are_kept() { N } else { 2 });
         for i in 0..words {
@@ -1066,15 +1066,15 @@ impl<P: Scalar> Sink<2, 2> for SumSink<'_, P> {
     fn convert<const M: usize>(
         &self,
         channels: Channels,
-        [e, ed]: &[[f64; M]; 2],
-        [k, _]: &[[f64; M]; 2],
+        [e, ed]: &[Line<f64, M>; 2],
+        [k, _]: &[Line<f64, M>; 2],
         count: u64,
-    ) -> [[f64; M]; 2] {
+    ) -> [Line<f64, M>; 2] {
         let [dbeta, dot, _] = self.about_mean(channels, [e, ed], None, k, count);
         [dbeta, dot]
     }
     #[inline(always)]
-    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[[f64; M]; 2], _: u64) {
+    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[Line<f64, M>; 2], _: u64) {
         // SAFETY: by the caller.
         unsafe { self.add(channels, sums) }
     }
@@ -1085,14 +1085,14 @@ impl<P: Scalar> Sink<2, 3> for SumSink<'_, P> {
     fn convert<const M: usize>(
         &self,
         channels: Channels,
-        [e, ed, d]: &[[f64; M]; 3],
-        [k, _]: &[[f64; M]; 2],
+        [e, ed, d]: &[Line<f64, M>; 3],
+        [k, _]: &[Line<f64, M>; 2],
         count: u64,
-    ) -> [[f64; M]; 3] {
+    ) -> [Line<f64, M>; 3] {
         self.about_mean(channels, [e, ed], self.op.measure.then_some(d), k, count)
     }
     #[inline(always)]
-    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[[f64; M]; 3], _: u64) {
+    unsafe fn join<const M: usize>(&self, channels: Channels, sums: &[Line<f64, M>; 3], _: u64) {
         // SAFETY: by the caller.
         unsafe { self.add(channels, sums) }
     }

@@ -8,7 +8,7 @@ use crate::dispatch::{Task, dispatch};
 use crate::element::Element;
 use crate::exec::{Failed, Run, Shared};
 use crate::isa::{Isa, IsaKind};
-use crate::kernel::{Map, Reduction};
+use crate::kernel::{Line, Map, Reduction};
 use crate::lanes::{Base, Lanes, Scalar};
 use crate::layout::grid::{Grid, ceil, div, part, rem};
 use crate::layout::{ALIGN_WORDS, Channels, Emit, MOST_LANES, Place, Several, nchw, nhwc, past_caches, scalar};
@@ -61,15 +61,15 @@ pub(crate) trait Sink<const K: usize, const N: usize>: Sync {
     fn convert<const M: usize>(
         &self,
         channels: Channels,
-        sums: &[[f64; M]; N],
-        k: &[[f64; M]; K],
+        sums: &[Line<f64, M>; N],
+        k: &[Line<f64, M>; K],
         count: u64,
-    ) -> [[f64; M]; N];
+    ) -> [Line<f64, M>; N];
     /// Joins the results of the next cell of each of some channels, at most `M`, of `count` elements each.
     ///
     /// # Safety
     /// No other thread joins to these channels.
-    unsafe fn join<const M: usize>(&self, channels: Channels, results: &[[f64; M]; N], count: u64);
+    unsafe fn join<const M: usize>(&self, channels: Channels, results: &[Line<f64, M>; N], count: u64);
 }
 
 impl Engine {
@@ -344,7 +344,7 @@ impl Engine {
                     let mut c = some.first;
                     while c < some.end {
                         let of = Channels { first: c, end: some.end.min(c + MOST_LANES) };
-                        let mut results = [[0.0; MOST_LANES]; N];
+                        let mut results = [Several::splat(0.0); N];
                         for l in 0..of.end - c {
                             for n in 0..N {
                                 // SAFETY: all tasks have ended; within the partials.
@@ -466,7 +466,7 @@ unsafe fn take_in<S: Scalar, const K: usize, const N: usize>(
     // SAFETY: by the caller.
     unsafe {
         let one = Channels { first: channel, end: channel + 1 };
-        let results = sink.convert(one, &state.result.map(|r| [r]), &state.k.map(|k| [k]), count);
+        let results = sink.convert(one, &state.result.map(Line::<_, 1>::splat), &state.k.map(Line::splat), count);
         sink.join(one, &results, count);
     }
 }

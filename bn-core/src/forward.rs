@@ -6,9 +6,9 @@ use crate::engine::Sink;
 use crate::error::Error;
 use crate::exec::{Failed, Run, Shared};
 use crate::isa::Isa;
-use crate::kernel::Coefficients;
 use crate::kernel::constants::{GROUP, Maker, Source, each, entries, make};
 use crate::kernel::normalize::{Normalize, Spread, inverse_std, split, split_group};
+use crate::kernel::{Coefficients, Line};
 use crate::lanes::Lanes;
 use crate::layout::{Channels, Place};
 use crate::moments::{Moments, Shares};
@@ -243,14 +243,14 @@ impl<P: Param> Source<P, 3> for Batch<'_, P> {
         let scale = self.affine.gamma(c) * inverse_std(m.variance(), self.epsilon);
         split::<P>(m.mean, scale, self.affine.beta(c), Some(m.m2))
     }
-    fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+    fn group(&self, first: usize, to: &mut [Line<P, GROUP>; 3]) -> bool {
         make(self.isa, self, first, to)
     }
 }
 
 impl<P: Param> Maker<P, 3> for Batch<'_, P> {
     #[inline(always)]
-    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [Line<P, GROUP>; 3]) -> bool {
         // SAFETY: an entry per channel; nothing writes them meanwhile.
         let m = unsafe { &*self.moments.at(first).cast::<[Moments; GROUP]>() };
         let (mean, m2) = (each(|i| m[i].mean), each(|i| m[i].m2));
@@ -269,11 +269,17 @@ pub(crate) struct MomentSink {
 
 impl Sink<1, 2> for MomentSink {
     #[inline(always)]
-    fn convert<const M: usize>(&self, _: Channels, sums: &[[f64; M]; 2], _: &[[f64; M]; 1], _: u64) -> [[f64; M]; 2] {
+    fn convert<const M: usize>(
+        &self,
+        _: Channels,
+        sums: &[Line<f64, M>; 2],
+        _: &[Line<f64, M>; 1],
+        _: u64,
+    ) -> [Line<f64, M>; 2] {
         *sums
     }
     #[inline(always)]
-    unsafe fn join<const M: usize>(&self, channels: Channels, [mean, m2]: &[[f64; M]; 2], count: u64) {
+    unsafe fn join<const M: usize>(&self, channels: Channels, [mean, m2]: &[Line<f64, M>; 2], count: u64) {
         let mut shares = Shares::default();
         for l in 0..(channels.end - channels.first).min(M) {
             let cell = Moments { count, mean: mean[l], m2: m2[l] };

@@ -5,9 +5,9 @@ use crate::element::{Element, Param};
 use crate::error::Error;
 use crate::exec::{Failed, Run};
 use crate::isa::Isa;
-use crate::kernel::Coefficients;
 use crate::kernel::constants::{GROUP, Maker, Source, entries, make};
 use crate::kernel::normalize::{Normalize, Spread, inverse_std, split, split_group};
+use crate::kernel::{Coefficients, Line};
 use crate::lanes::Lanes;
 use crate::shape::Operand;
 use bytemuck::{Pod, Zeroable};
@@ -229,14 +229,14 @@ impl<P: Param> Source<P, 3> for Running<'_, P> {
         let scale = self.affine.gamma(c) * inverse_std(entry(Some(self.var), c, 1.0), self.epsilon);
         split::<P>(entry(Some(self.mean), c, 0.0), scale, self.affine.beta(c), None)
     }
-    fn group(&self, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+    fn group(&self, first: usize, to: &mut [Line<P, GROUP>; 3]) -> bool {
         make(self.isa, self, first, to)
     }
 }
 
 impl<P: Param> Maker<P, 3> for Running<'_, P> {
     #[inline(always)]
-    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[P; GROUP]; 3]) -> bool {
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [Line<P, GROUP>; 3]) -> bool {
         let var = entries(Some(self.var), first, 1.0);
         let mean = entries(Some(self.mean), first, 0.0);
         let (gamma, beta) = (entries(self.affine.gamma, first, 1.0), entries(self.affine.beta, first, 0.0));

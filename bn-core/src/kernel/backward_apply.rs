@@ -15,7 +15,7 @@
 
 use super::constants::{GROUP, Group, Source, inside, put, room, some};
 use super::normalize::scales;
-use super::{Coefficients, Map, factor_is_safe};
+use super::{Coefficients, Line, Map, factor_is_safe};
 use crate::activation::{ANY, Rectifier, Rectify, UNDO};
 use crate::double::{exceeds, is_below, is_zero};
 use crate::element::Element;
@@ -56,7 +56,7 @@ pub(crate) struct Parts {
 #[inline(always)]
 pub(crate) fn constants_of_group<L: Lanes, S: Scalar>(
     lanes: L,
-    to: &mut [[S; GROUP]; 5],
+    to: &mut [Line<S, GROUP>; 5],
     p: &Parts,
     epsilon: f64,
 ) -> bool {
@@ -92,7 +92,7 @@ pub(crate) fn constants_of_group<L: Lanes, S: Scalar>(
 #[inline(always)]
 pub(crate) fn scales_of_group<L: Lanes, S: Scalar>(
     lanes: L,
-    to: &mut [[S; GROUP]; 1],
+    to: &mut [Line<S, GROUP>; 1],
     variance: &Group,
     gamma: &Group,
     epsilon: f64,
@@ -161,7 +161,7 @@ macro_rules! map {
                 self.coefficients.of(channel)
             }
             #[inline(always)]
-            fn group(&self, first: usize, to: &mut [[E::Compute; GROUP]; $k]) -> bool {
+            fn group(&self, first: usize, to: &mut [Line<E::Compute, GROUP>; $k]) -> bool {
                 self.coefficients.group(first, to)
             }
             #[inline(always)]

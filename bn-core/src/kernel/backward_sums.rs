@@ -83,7 +83,7 @@ macro_rules! reduction {
             #[inline(always)]
             fn constants(&self, first: usize, _: usize, to: &mut [E::Compute]) {
                 let mean = of_some::<MOST_LANES>(self.centre, Channels { first, end: first + to.len() });
-                for (to, &mean) in to.iter_mut().zip(&mean) {
+                for (to, &mean) in to.iter_mut().zip(&*mean) {
                     *to = E::Compute::from_f64(mean);
                 }
             }

@@ -4,7 +4,7 @@
 //! One by one they take 18 ns, most of it the wait for a root and the divisions before and behind it, and a call; that is
 //! as long as 30 to 100 elements, and tensors without spatial positions have no more in a channel.
 
-use super::Coefficients;
+use super::{Coefficients, Line};
 use crate::dispatch::{Task, dispatch};
 use crate::element::Param;
 use crate::isa::Isa;
@@ -14,7 +14,7 @@ use crate::lanes::{Base, Lanes, Scalar, Vector};
 pub(crate) const GROUP: usize = 8;
 
 /// A number of each.
-pub(crate) type Group = [f64; GROUP];
+pub(crate) type Group = Line<f64, GROUP>;
 
 /// What a map takes its constants from.
 pub(crate) trait Source<S, const K: usize>: Sync {
@@ -25,7 +25,7 @@ pub(crate) trait Source<S, const K: usize>: Sync {
     /// `false` where they do not suffice for each of the channels, or that is not seen at a glance, and where one of them is NaN
     /// (see [`Lanes::store_bf16`]): one by one, then.
     /// On bare metal, whose walk takes channels one by one, always, or the code would be there for nothing.
-    fn group(&self, first: usize, to: &mut [[S; GROUP]; K]) -> bool;
+    fn group(&self, first: usize, to: &mut [Line<S, GROUP>; K]) -> bool;
 }
 
 impl<S, F: Fn(usize) -> Coefficients<S, K> + Sync, const K: usize> Source<S, K> for F {
@@ -33,7 +33,7 @@ impl<S, F: Fn(usize) -> Coefficients<S, K> + Sync, const K: usize> Source<S, K> 
     fn of(&self, channel: usize) -> Coefficients<S, K> {
         self(channel)
     }
-    fn group(&self, _: usize, _: &mut [[S; GROUP]; K]) -> bool {
+    fn group(&self, _: usize, _: &mut [Line<S, GROUP>; K]) -> bool {
         false
     }
 }
@@ -42,7 +42,7 @@ impl<S, F: Fn(usize) -> Coefficients<S, K> + Sync, const K: usize> Source<S, K> 
 /// function and loaded as vectors in another wait for each other: that gained nothing.)
 pub(crate) trait Maker<S, const K: usize> {
     /// [`Source::group`]; must be `#[inline(always)]`.
-    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [[S; GROUP]; K]) -> bool;
+    fn make<L: Lanes>(&self, lanes: L, first: usize, to: &mut [Line<S, GROUP>; K]) -> bool;
 }
 
 /// [`Source::group`] by a [`Maker`], in a shell of the ISA.
@@ -51,7 +51,7 @@ pub(crate) fn make<S: Param, const K: usize>(
     isa: Isa,
     maker: &impl Maker<S, K>,
     first: usize,
-    to: &mut [[S; GROUP]; K],
+    to: &mut [Line<S, GROUP>; K],
 ) -> bool {
     !Base::SINGLE && dispatch(isa, Make { maker, first, to })
 }
@@ -59,7 +59,7 @@ pub(crate) fn make<S: Param, const K: usize>(
 struct Make<'a, M, S, const K: usize> {
     maker: &'a M,
     first: usize,
-    to: &'a mut [[S; GROUP]; K],
+    to: &'a mut [Line<S, GROUP>; K],
 }
 
 impl<M: Maker<S, K>, S: Param, const K: usize> Task for Make<'_, M, S, K> {
@@ -74,7 +74,7 @@ impl<M: Maker<S, K>, S: Param, const K: usize> Task for Make<'_, M, S, K> {
 /// A number of each channel.
 #[inline(always)]
 pub(crate) fn each(f: impl Fn(usize) -> f64) -> Group {
-    let mut group = [0.0; GROUP];
+    let mut group = Group::splat(0.0);
     for i in 0..GROUP {
         group[i] = f(i);
     }
@@ -120,7 +120,7 @@ pub(crate) fn room<L: Lanes, S: Scalar>(lanes: L, factors: L::F64) -> L::F64 {
 pub(crate) fn entries<P: Param>(slice: Option<&[P]>, first: usize, absent: f64) -> Group {
     match slice.and_then(|s| s.get(first..)?.first_chunk::<GROUP>()) {
         Some(some) => each(|i| some[i].to_f64()),
-        None => [absent; GROUP],
+        None => Group::splat(absent),
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
             let group = |of: &Group, at| some(Base::BASE, of, at);
             at.fold(true, |all, at| all & inside(Base::BASE, group(sizes, at), 9.0, group(rooms, at)))
         };
-        let (size, two) = ([8.0; GROUP], [2.0; GROUP]);
+        let (size, two) = (Group::splat(8.0), Group::splat(2.0));
         assert!(is_inside(&size, &two));
         for i in 0..GROUP {
             for v in [9.0, f64::INFINITY, f64::NAN] {
@@ -158,7 +158,7 @@ mod tests {
         }
         fn of<S: Scalar>() {
             let has = |v: f64| {
-                let (one, size) = (some(Base::BASE, &[v; GROUP], 0), [0.0; GROUP]);
+                let (one, size) = (some(Base::BASE, &Group::splat(v), 0), Group::splat(0.0));
                 inside(Base::BASE, some(Base::BASE, &size, 0), 1.0, room::<_, S>(Base::BASE, one))
             };
             for v in [0.0, 1.0, S::SAFE_MIN.next_up(), S::SAFE_MAX, f64::INFINITY] {
@@ -176,8 +176,8 @@ mod tests {
     fn constants_forward() {
         let (mean, v, gamma, beta) =
             (each(|i| i as f64 - 3.3), each(|i| 0.1 + i as f64), each(|i| 1.5 - i as f64), each(|i| 0.7 * i as f64));
-        let (m2, n) = (v.map(|v| 1000.0 * v), [1000.0; GROUP]);
-        let mut to = [[0.0f32; GROUP]; 3];
+        let (m2, n) = (each(|i| 1000.0 * v[i]), Group::splat(1000.0));
+        let mut to = [Line::splat(0.0f32); 3];
         for (spread, reach) in [(Spread::Variance(&v), None), (Spread::Of { m2: &m2, n: &n }, Some(&m2))] {
             assert!(split_group(Base::BASE, &mut to, &mean, &spread, 1e-5, &gamma, &beta));
             for i in 0..GROUP {
@@ -215,7 +215,7 @@ mod tests {
             dbeta: each(|i| 0.3 - i as f64),
             dot: each(|i| 2.0 - 0.3 * i as f64),
         };
-        let mut to = [[0.0f32; GROUP]; 5];
+        let mut to = [Line::splat(0.0f32); 5];
         assert!(constants_of_group(Base::BASE, &mut to, &parts(), 1e-5));
         let p = parts();
         for i in 0..GROUP {
@@ -243,12 +243,17 @@ mod tests {
         }
         // A sum of squares that is negative, as only a caller can make it, does not make room for what is too large.
         let epsilon = 1e31;
-        let wide = || Parts { m2: [-0.5e31; GROUP], n: [1.0; GROUP], dot: [5e33; GROUP], ..parts() };
+        let wide = || Parts { m2: Group::splat(-0.5e31), n: Group::splat(1.0), dot: Group::splat(5e33), ..parts() };
         assert!(constants_of_group(Base::BASE, &mut to, &wide(), epsilon));
-        let large =
-            Parts { m2: [-0.5e37; GROUP], n: [1e6; GROUP], dbeta: [2e42; GROUP], dot: [5e33; GROUP], ..parts() };
+        let large = Parts {
+            m2: Group::splat(-0.5e37),
+            n: Group::splat(1e6),
+            dbeta: Group::splat(2e42),
+            dot: Group::splat(5e33),
+            ..parts()
+        };
         assert!(!constants_of_group(Base::BASE, &mut to, &large, epsilon));
-        let (mut to, variance) = ([[0.0f32; GROUP]; 1], each(|i| 0.1 + i as f64));
+        let (mut to, variance) = ([Line::splat(0.0f32); 1], each(|i| 0.1 + i as f64));
         assert!(scales_of_group(Base::BASE, &mut to, &variance, &p.gamma, 1e-5));
         for (i, s) in to[0].into_iter().enumerate() {
             assert_eq!(s, (p.gamma[i] * (1.0 / (variance[i] + 1e-5).sqrt())) as f32, "channel {i}");
@@ -263,8 +268,8 @@ mod tests {
         fn of(&self, channel: usize) -> Coefficients<f32, K> {
             panic!("channel {channel} by itself")
         }
-        fn group(&self, first: usize, to: &mut [[f32; GROUP]; K]) -> bool {
-            *to = [[first as f32; GROUP]; K];
+        fn group(&self, first: usize, to: &mut [Line<f32, GROUP>; K]) -> bool {
+            *to = [Line::splat(first as f32); K];
             true
         }
     }
@@ -272,8 +277,8 @@ mod tests {
     #[test]
     fn maps_ask_for_groups() {
         fn asks<M: Map<f32, I, J, K, O>, const I: usize, const J: usize, const K: usize, const O: usize>(op: M) {
-            let mut to = [[0.0; GROUP]; K];
-            assert!(op.group(40, &mut to) && to == [[40.0; GROUP]; K]);
+            let mut to = [Line::splat(0.0); K];
+            assert!(op.group(40, &mut to) && to.iter().all(|k| **k == [40.0; GROUP]));
         }
         let activation = &Rectifier::IDENTITY;
         let forward = Normalize::<f32, PLAIN, true> { activation, residual: true, coefficients: &Groups };

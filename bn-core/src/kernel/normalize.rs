@@ -16,7 +16,7 @@
 //!    no end. The same constants do for that, so that [`crate::Prepared`] ones give the same bits without f64.
 
 use super::constants::{GROUP, Group, Source, inside, put, room, some};
-use super::{Coefficients, Map, factor_is_safe};
+use super::{Coefficients, Line, Map, factor_is_safe};
 use crate::activation::{ANY, LIMITS, PLAIN, Rectifier, Rectify};
 use crate::double::{exceeds, is_zero, sqrt};
 use crate::element::Element;
@@ -66,7 +66,7 @@ pub(crate) enum Spread<'a> {
 #[inline(always)]
 pub(crate) fn split_group<L: Lanes, S: Scalar>(
     lanes: L,
-    to: &mut [[S; GROUP]; 3],
+    to: &mut [Line<S, GROUP>; 3],
     mean: &Group,
     spread: &Spread<'_>,
     epsilon: f64,
@@ -147,7 +147,7 @@ macro_rules! map {
                 self.coefficients.of(channel)
             }
             #[inline(always)]
-            fn group(&self, first: usize, to: &mut [[E::Compute; GROUP]; 3]) -> bool {
+            fn group(&self, first: usize, to: &mut [Line<E::Compute, GROUP>; 3]) -> bool {
                 self.coefficients.group(first, to)
             }
             #[inline(always)]

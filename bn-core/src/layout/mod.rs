@@ -10,7 +10,7 @@ pub(crate) mod scalar;
 mod ways;
 
 use crate::element::{Element, sealed::Storage};
-use crate::kernel::Reduction;
+use crate::kernel::{Line, Reduction};
 use crate::lanes::{Base, DEAL, Lanes, Scalar, Vector, single::Single};
 use crate::shape::{Shape, Stride};
 use grid::{Grid, Rows, div, rem};
@@ -318,7 +318,7 @@ pub(crate) const fn words_for<S>(len: usize) -> usize {
 }
 
 /// A number of each of some neighbouring channels.
-pub(crate) type Several = [f64; MOST_LANES];
+pub(crate) type Several = Line<f64, MOST_LANES>;
 
 /// What takes in what channels' sums over a cell are settled as, and their constants, of [`MOST_LANES`] channels at a time or of
 /// those that are left; what stands behind those is anything. (One at a time it took a fifth of the time of all sums.)
@@ -337,7 +337,7 @@ impl<F: FnMut(Channels, &[Several; N], &[Several; K], u64), const K: usize, cons
 
 /// The same number of each sum, or constant.
 #[inline(always)]
-pub(crate) fn column<const M: usize, const N: usize>(of: &[[f64; M]; N], i: usize) -> [f64; N] {
+pub(crate) fn column<const M: usize, const N: usize>(of: &[Line<f64, M>; N], i: usize) -> [f64; N] {
     let mut column = [0.0; N];
     for n in 0..N {
         column[n] = of[n][i];
@@ -503,8 +503,8 @@ unsafe fn add_in_f64<E, R, const I: usize, const J: usize, const K: usize, const
     op: &R,
     from: &[*const E; I],
     first: usize,
-    k: &[[f64; MOST_LANES]; K],
-    sums: &mut [[f64; MOST_LANES]; N],
+    k: &[Several; K],
+    sums: &mut [Several; N],
 ) where
     E: Element,
     R: Reduction<E, I, J, K, N>,
@@ -571,7 +571,7 @@ where
 
 /// The sum of all lanes, by one fixed tree.
 #[inline(always)]
-fn tree(mut v: [f64; MOST_LANES]) -> f64 {
+fn tree(mut v: Several) -> f64 {
     let mut half = MOST_LANES / 2;
     while half > 0 {
         for i in 0..half {

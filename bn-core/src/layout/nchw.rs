@@ -7,11 +7,11 @@ use super::grid::{CHAIN, Piece, Planes, SAMPLES, Visit, div, part, rem};
 use super::image::Image;
 use super::run::{Constants, Elements, Order};
 use super::{
-    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Vec, add, add_in_f64, all_at,
+    Carve, Channels, Compute, Direction, Emit, MOST_LANES, MOST_OPERANDS, Place, Several, Vec, add, add_in_f64, all_at,
     clear_below, deals, in_order, load_all, load_table, splat_all, staged, tree, words_for,
 };
 use crate::element::Element;
-use crate::kernel::{Map, Reduction};
+use crate::kernel::{Line, Map, Reduction};
 use crate::lanes::{Lanes, Scalar, Vector};
 
 /// Workspace of [`reduce`] for one channel.
@@ -112,7 +112,7 @@ unsafe fn set_constants<L, E, R, const I: usize, const J: usize, const K: usize,
     }
     let mut c = 0;
     while c < width {
-        let mut some = [[Compute::<E>::ZERO; MOST_LANES]; K];
+        let mut some = [Line::<_, MOST_LANES>::splat(Compute::<E>::ZERO); K];
         let end = width.min(c + MOST_LANES);
         for i in 1..K {
             if let Some(some) = some[i].get_mut(..end - c) {
@@ -254,7 +254,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
     let mut c = 0;
     while c < width {
         let some = Channels { first: channels.first + c, end: channels.end.min(channels.first + c + MOST_LANES) };
-        let (mut all, mut all_k) = ([[0.0; MOST_LANES]; N], [[0.0; MOST_LANES]; K]);
+        let (mut all, mut all_k) = ([Several::splat(0.0); N], [Several::splat(0.0); K]);
         for l in 0..(some.end - some.first).min(MOST_LANES) {
             // SAFETY: c + l < width, the length of both.
             let (sums, k) = unsafe { (*results.add(c + l), (*constants.add(c + l)).map(|k| k.to_f64())) };
@@ -669,7 +669,7 @@ where
     let mut total = [0.0; N];
     // One more pass, if that may save the others: whether every element is the pivot.
     for pass in if op.zero_at_pivot() { 0 } else { 1 }..=R::PASSES {
-        let (kl, mut sums, mut same) = (k.map(|k| [k; MOST_LANES]), [[0.0; MOST_LANES]; N], pass == 0);
+        let (kl, mut sums, mut same) = (k.map(Several::splat), [Several::splat(0.0); N], pass == 0);
         'cell: for block in first..end {
             let piece = geo.piece(rem(block, geo.pieces), lanes_of);
             let (v0, v1) = geo.block_visits(div(block, geo.pieces));

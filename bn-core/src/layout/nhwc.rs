@@ -14,7 +14,7 @@ use super::{
 };
 use crate::dispatch::Task;
 use crate::element::Element;
-use crate::kernel::{Map, Reduction};
+use crate::kernel::{Line, Map, Reduction};
 use crate::lanes::{DEAL, Lanes, Scalar, Vector, lane_of};
 
 /// The part of a row that belongs to a range of channels.
@@ -97,7 +97,7 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
 
     let mut c = 0;
     while K > 1 && c < count {
-        let (mut some, end) = ([Compute::<E>::ZERO; MOST_LANES], count.min(c + MOST_LANES));
+        let (mut some, end) = (Line::splat(Compute::<E>::ZERO), count.min(c + MOST_LANES));
         for i in 1..K {
             if let Some(some) = some.get_mut(..end - c) {
                 op.constants(channels.first + c, i, some);
@@ -421,7 +421,7 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
     /// The table is that of the segment.
     #[inline(always)]
     unsafe fn several(&self, geo: &Rows, seg: Segment, (c, end): (usize, usize)) -> ([Several; K], [Several; N]) {
-        let (mut k, mut sums) = ([[0.0; MOST_LANES]; K], [[0.0; MOST_LANES]; N]);
+        let (mut k, mut sums) = ([Several::splat(0.0); K], [Several::splat(0.0); N]);
         // SAFETY: channels of the segment.
         unsafe {
             if self.fill_vectors(geo, seg, (c, end)) {
@@ -1042,7 +1042,7 @@ unsafe fn again<E, R, const I: usize, const J: usize, const K: usize, const N: u
     }
     let mut centre = *k;
     for pass in 0..R::PASSES {
-        let mut exact = [[0.0; MOST_LANES]; N];
+        let mut exact = [Several::splat(0.0); N];
         for v in v0..v1 {
             let visit = geo.visits.get(v);
             for i in 0..visit.count {

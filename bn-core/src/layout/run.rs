@@ -10,7 +10,7 @@ use super::{Channels, Compute, Vec, deals, first, load_all, load_table, one_by_o
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::constants::GROUP;
-use crate::kernel::{Coefficients, Map};
+use crate::kernel::{Coefficients, Line, Map};
 use crate::lanes::{DEAL, Lanes, Real, Scalar, Vector, lane_of, single::Single};
 
 type One<E> = Vec<E, Single>;
@@ -113,7 +113,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
     {
         let (count, mut safe, mut c) = (channels.end - channels.first, true, 0);
         while c < count {
-            let mut group = [[Compute::<E>::ZERO; GROUP]; K];
+            let mut group = [Line::splat(Compute::<E>::ZERO); K];
             // SAFETY: by the caller: these are below the number of channels.
             unsafe {
                 if c + GROUP <= count && op.group(channels.first + c, &mut group) {
@@ -153,7 +153,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
     /// # Safety
     /// As for [`Constants::make`].
     #[inline(always)]
-    unsafe fn write_group(k: &[[Compute<E>; GROUP]; K], table: *mut Compute<E>, order: Order, e: usize) {
+    unsafe fn write_group(k: &[Line<Compute<E>, GROUP>; K], table: *mut Compute<E>, order: Order, e: usize) {
         const { assert!(Compute::<E>::LANES.is_multiple_of(GROUP)) };
         let to = table.wrapping_add(order.of(e));
         // SAFETY: by the caller.
@@ -168,7 +168,7 @@ impl<E: Element, const K: usize> Constants<E, K> {
             }
             // They are neighbours.
             for i in 0..K {
-                to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(k[i]);
+                to.add(i * order.apart).cast::<[Compute<E>; GROUP]>().write_unaligned(*k[i]);
             }
         }
     }
