@@ -58,7 +58,7 @@ run() {
     local name=$1
     shift
     if ! timeout 300 "$@" >"$out/$name.txt" 2>"$out/$name.err" </dev/null; then
-        tail -3 "$out/$name.txt" "$out/$name.err" >&2
+        tail -n 3 "$out/$name.txt" "$out/$name.err" >&2
         die "$name: the program failed or did not end: $*"
     fi
     # Semihosting writes where the emulator's messages go.

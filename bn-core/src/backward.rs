@@ -490,7 +490,7 @@ impl Sums {
             let mut group = [Group::splat(0.0); SUM_WORDS];
             if self.are_kept() {
                 for i in 0..SUM_WORDS {
-                    *group[i] = *self.at.at(first + i * self.next()).cast();
+                    *group[i] = *self.at.at(first + i * self.next()).cast::<[f64; GROUP]>();
                 }
                 return group;
             }

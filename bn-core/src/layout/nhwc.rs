@@ -426,7 +426,8 @@ impl<E: Element, const K: usize, const N: usize> Table<E, K, N> {
         unsafe {
             if self.fill_vectors(geo, seg, (c, end)) {
                 for n in 0..N {
-                    sums[n] = *self.results.add(n * self.slots + c).cast();
+                    // Where they are kept is no line's beginning everywhere.
+                    *sums[n] = *self.results.add(n * self.slots + c).cast::<[f64; MOST_LANES]>();
                 }
                 for i in 0..K {
                     for l in 0..MOST_LANES {
