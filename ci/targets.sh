@@ -86,7 +86,7 @@ for isa in avx2 avx512; do
         run "$host-avx512-emulated" ci/emulate.sh "$program" avx512
         grep -qx 'isa avx512' "$out/$host-avx512-emulated.txt" || die 'the emulated CPU did not run on avx512'
     else
-        echo "this CPU has no $isa, and its emulator cannot be had: not run"
+        echo "this CPU has no $isa, nor can it be emulated here: not run"
     fi
 done
 case $host in
