@@ -7,6 +7,8 @@ fn main() {
     let os = var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if matches!(os.as_str(), "linux" | "android" | "freebsd" | "netbsd" | "openbsd" | "dragonfly") {
         // While the major version is 0 no two minor versions are promised to fit.
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libbatchnorm.so.0");
+        let [major, minor] = ["MAJOR", "MINOR"].map(|n| var(format!("CARGO_PKG_VERSION_{n}")).unwrap_or_default());
+        let version = if major == "0" { format!("0.{minor}") } else { major };
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libbatchnorm.so.{version}");
     }
 }

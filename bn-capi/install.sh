@@ -18,7 +18,10 @@ install -d "$to/include" "$to/lib/pkgconfig"
 install -m 644 "$here/include/batchnorm.h" "$to/include/"
 install -m 644 "$built/libbatchnorm.a" "$to/lib/"
 install -m 755 "$built/libbatchnorm.so" "$to/lib/libbatchnorm.so.$version"
-ln -sf "libbatchnorm.so.$version" "$to/lib/libbatchnorm.so.0"
-ln -sf libbatchnorm.so.0 "$to/lib/libbatchnorm.so"
+# The SONAME, as build.rs makes it: what fits the same programs.
+fits=${version%%.*}
+[ "$fits" != 0 ] || fits=${version%.*}
+ln -sf "libbatchnorm.so.$version" "$to/lib/libbatchnorm.so.$fits"
+ln -sf "libbatchnorm.so.$fits" "$to/lib/libbatchnorm.so"
 sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$here/batchnorm.pc.in" >"$to/lib/pkgconfig/batchnorm.pc"
 echo "installed batchnorm $version in $to"

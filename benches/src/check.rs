@@ -110,6 +110,17 @@ impl Answer {
         Ok(())
     }
 
+    /// Calls a forward pass once, and returns how far what it wrote is from the right answer at most.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub fn error(&self, subject: &mut Subject<'_>, data: &mut Data) -> Result<f64> {
+        debug_assert_eq!((subject.operation, self.operation), (Operation::Forward, Operation::Forward));
+        data.y.fill(f32::NAN);
+        (subject.call)(data)?;
+        Ok(self.distance(&data.y) * self.scale)
+    }
+
     fn distance(&self, got: &[f32]) -> f64 {
         let pairs = self.tensor.iter().zip(got);
         worst(pairs.map(|(a, b)| f64::from((a - b).abs()))) / self.scale

@@ -13,7 +13,7 @@
 // that run at once must not share outputs or workspace. The results are the same bits on every
 // machine, with every isa, executor and workspace, and whatever rounding mode, flush-to-zero or
 // exception masks the calling thread and the executor's have: calls set their own and restore what they
-// found (on x86, AArch64, and Arm with hardware floating point).
+// found (on x86, AArch64, and Arm with the hard-float ABI; not on RISC-V, whose rounding mode must be to nearest).
 
 
 #ifndef BATCHNORM_H
@@ -50,7 +50,7 @@
 // act_a*z where z < 0, else z.
 #define BATCHNORM_LEAKY_RELU 2
 
-// act_a where z < act_a, act_b where z > act_b, else z. (ReLU6: 0 and 6.)
+// act_a where z < act_a, act_b where z > act_b, else z. (ReLU6: 0 and 6.) Both are rounded to the dtype.
 #define BATCHNORM_CLAMP 3
 
 // The best that this CPU has; with std, the one that the environment variable BN_ISA names, if it is
@@ -225,7 +225,7 @@ typedef struct {
 // momentum is outside 0 ... 1, or NaN.
 #define BATCHNORM_ERROR_MOMENTUM 9
 
-// act_a, act_b: a negative or infinite slope, bounds in the wrong order, NaN.
+// act_a, act_b: a slope that is negative, or infinite in the type of gamma, bounds in the wrong order, NaN.
 #define BATCHNORM_ERROR_ACTIVATION 10
 
 // Strides at which elements of an operand overlap, or that reach beyond memory.

@@ -27,7 +27,7 @@ pub const BATCHNORM_ERROR_SIZE: batchnorm_status = 7;
 pub const BATCHNORM_ERROR_EPSILON: batchnorm_status = 8;
 /// momentum is outside 0 ... 1, or NaN.
 pub const BATCHNORM_ERROR_MOMENTUM: batchnorm_status = 9;
-/// act_a, act_b: a negative or infinite slope, bounds in the wrong order, NaN.
+/// act_a, act_b: a slope that is negative, or infinite in the type of gamma, bounds in the wrong order, NaN.
 pub const BATCHNORM_ERROR_ACTIVATION: batchnorm_status = 10;
 /// Strides at which elements of an operand overlap, or that reach beyond memory.
 pub const BATCHNORM_ERROR_STRIDE: batchnorm_status = 11;

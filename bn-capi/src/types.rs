@@ -146,7 +146,7 @@ pub const BATCHNORM_IDENTITY: u32 = 0;
 pub const BATCHNORM_RELU: u32 = 1;
 /// act_a*z where z < 0, else z.
 pub const BATCHNORM_LEAKY_RELU: u32 = 2;
-/// act_a where z < act_a, act_b where z > act_b, else z. (ReLU6: 0 and 6.)
+/// act_a where z < act_a, act_b where z > act_b, else z. (ReLU6: 0 and 6.) Both are rounded to the dtype.
 pub const BATCHNORM_CLAMP: u32 = 3;
 
 /// The best that this CPU has; with std, the one that the environment variable BN_ISA names, if it is

@@ -20,7 +20,7 @@ fn libraries() -> &'static Path {
         let libraries = exe.ancestors().nth(3).unwrap().join("release");
         // Programs ask for the name that the library was given.
         std::fs::create_dir_all(libraries.join("c-programs")).unwrap();
-        std::fs::copy(libraries.join("libbatchnorm.so"), libraries.join("c-programs/libbatchnorm.so.0")).unwrap();
+        std::fs::copy(libraries.join("libbatchnorm.so"), libraries.join("c-programs/libbatchnorm.so.0.1")).unwrap();
         libraries
     })
 }

@@ -1,5 +1,6 @@
 //! The activation that a call applies to its result.
 
+use crate::element::Element;
 use crate::error::Error;
 use crate::lanes::{Base, Lanes, Real, Scalar};
 
@@ -7,7 +8,8 @@ use crate::lanes::{Base, Lanes, Real, Scalar};
 ///
 /// All of them pass NaN on. The backward pass takes its mask from the output y, so nothing but y is
 /// kept: dy passes where y > 0 (ReLU), where lo < y < hi (clamp); where y ≤ 0 leaky ReLU multiplies
-/// it by the slope. PyTorch draws the same borders.
+/// it by the slope. PyTorch draws the same borders, for z instead of y. lo and hi are rounded to the type of the tensors, so that what
+/// was cut off is no less so in a y that has been rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Activation {
@@ -16,7 +18,7 @@ pub enum Activation {
     Identity,
     /// 0 where z < 0, else z.
     Relu,
-    /// slope·z where z < 0, else z. The slope is finite and not negative.
+    /// slope·z where z < 0, else z. The slope is not negative, and finite in the type of the parameters.
     LeakyRelu {
         /// The factor of negative values.
         slope: f64,
@@ -31,20 +33,25 @@ pub enum Activation {
 }
 
 impl Activation {
-    pub(crate) fn check(self) -> Result<(), Error> {
+    /// Whether it makes sense for parameters of this type.
+    pub(crate) fn check<S: Scalar>(self) -> Result<(), Error> {
         let good = match self {
             Activation::Identity | Activation::Relu => true,
-            Activation::LeakyRelu { slope } => (0.0..f64::INFINITY).contains(&slope),
+            Activation::LeakyRelu { slope } => slope >= 0.0 && S::from_f64(slope) < S::INFINITIES.0,
             Activation::Clamp { lo, hi } => lo <= hi,
         };
         if good { Ok(()) } else { Err(Error::Activation { got: self }) }
     }
 
-    /// The factor of negative values that undoes it, if anything does.
-    pub(crate) fn inverse(self) -> Option<f64> {
+    /// The factor of negative values that undoes it, if anything does, in numbers of this type.
+    pub(crate) fn inverse<S: Scalar>(self) -> Option<f64> {
         match self {
             Activation::Identity => Some(1.0),
-            Activation::LeakyRelu { slope } if slope > 0.0 && (1.0 / slope).is_finite() => Some(1.0 / slope),
+            Activation::LeakyRelu { slope }
+                if S::ZERO < S::from_f64(slope) && S::from_f64(1.0 / slope) < S::INFINITIES.0 =>
+            {
+                Some(1.0 / slope)
+            }
             _ => None,
         }
     }
@@ -66,8 +73,15 @@ pub(crate) struct Rectifier<S> {
     end: S,
 }
 
-impl<S: Scalar> From<Activation> for Rectifier<S> {
-    fn from(activation: Activation) -> Self {
+impl<S: Scalar> Rectifier<S> {
+    /// No activation.
+    pub(crate) const IDENTITY: Self = {
+        let (most, least) = S::INFINITIES;
+        Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, floor: least, ceiling: most, end: most }
+    };
+
+    /// For tensors of type `E`.
+    pub(crate) fn new<E: Element<Param = S>>(activation: Activation) -> Self {
         let zero = S::ZERO;
         let none = Rectifier { plain: false, leaky: false, slope: zero, knee: zero, ..Self::IDENTITY };
         match activation {
@@ -75,19 +89,11 @@ impl<S: Scalar> From<Activation> for Rectifier<S> {
             Activation::Relu => Rectifier { floor: zero, ..none },
             Activation::LeakyRelu { slope } => Rectifier { leaky: true, slope: S::from_f64(slope), ..none },
             Activation::Clamp { lo, hi } => {
-                let (lo, hi) = (S::from_f64(lo), S::from_f64(hi));
+                let (lo, hi) = (E::stored(S::from_f64(lo)), E::stored(S::from_f64(hi)));
                 Rectifier { knee: lo, floor: lo, ceiling: hi, end: hi.next_down(), ..none }
             }
         }
     }
-}
-
-impl<S: Scalar> Rectifier<S> {
-    /// No activation.
-    pub(crate) const IDENTITY: Self = {
-        let (most, least) = S::INFINITIES;
-        Rectifier { plain: true, leaky: true, slope: S::ONE, knee: least, floor: least, ceiling: most, end: most }
-    };
 
     /// Whether it may bring a value that has overflowed back: no, if all it does is limits.
     pub(crate) fn shrinks(&self) -> bool {
@@ -200,7 +206,7 @@ mod tests {
         for activation in
             [Activation::Relu, Activation::Clamp { lo: 0.0, hi: 6.0 }, Activation::Clamp { lo: -1.0, hi: 0.5 }]
         {
-            let rectifier = Rectifier::<f64>::from(activation);
+            let rectifier = Rectifier::new::<f64>(activation);
             assert!(!rectifier.shrinks());
             let rectify = rectifier.rectify::<f64>(());
             for (y, dy) in values().flat_map(|y| values().map(move |dy| (y, dy))) {

@@ -30,18 +30,19 @@ pub enum Statistics<'a, P> {
     /// depend on x.
     Batch(&'a [Moments]),
     /// The batch's statistics as a framework keeps them: rounded to the parameters' type. What the
-    /// rounding of the mean lost is measured in the same pass over memory and put right.
+    /// rounding of the mean lost is measured in the same pass over memory and put right (but by
+    /// [`BatchNorm::backward_apply`], to which sums are given). They are of the values of this call.
     Rounded {
         /// The mean of each channel.
         mean: &'a [P],
-        /// The biased variance of each channel.
+        /// The biased variance of each channel: Σ (x − mean)²/n, without ε. A negative one makes its channel NaN.
         var: &'a [P],
     },
     /// Running statistics, as inference uses them: constants ("frozen" batch normalization).
     Running {
         /// The running mean of each channel.
         mean: &'a [P],
-        /// The running variance of each channel.
+        /// The running variance of each channel, as inference used it, without ε. A negative one makes its channel NaN.
         var: &'a [P],
     },
 }
@@ -61,7 +62,8 @@ pub struct BackwardInput<'a, T: Element> {
     pub statistics: Statistics<'a, T::Param>,
 }
 
-/// What a backward pass writes: what is `None` is not calculated.
+/// What a backward pass writes: what is `None` is not calculated, what is there is overwritten. An example stands at
+/// [`BatchNorm::backward`].
 pub struct Gradients<'a, T: Element> {
     /// The gradient of x.
     pub dx: Option<Output<'a, T>>,
@@ -92,11 +94,36 @@ impl<T: Element> BatchNorm<T> {
     /// there are the stages, [`backward_sums`](Self::backward_sums) and
     /// [`backward_apply`](Self::backward_apply).
     ///
-    /// dgamma and dbeta overwrite; to accumulate over micro-batches use the stages.
+    /// dgamma and dbeta overwrite; to accumulate over micro-batches use the stages. (`bn_std::BatchNormLayer` adds them up.)
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Workspace`]; [`Error::Missing`] where an activation wants y;
     /// [`Error::Count`]. Nothing has been written then. [`Error::Executor`].
+    ///
+    /// ```
+    /// use bn_core::{Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
+    ///
+    /// let bn = BatchNorm::<f32>::new(Shape::nhwc(1, 1, &[4])?, 0.0)?;
+    /// let (x, mut y, mut moments) = ([-3.0, -1.0, 1.0, 3.0], [0.0; 4], [Moments::EMPTY]);
+    /// let mut workspace = vec![0; bn.workspace_best(Op::Backward, 1)];
+    /// bn.forward_training(&x, None, Affine::NONE, &mut y, &mut moments, Run::serial(&mut workspace))?;
+    ///
+    /// let (dy, mut dx, mut dgamma, mut dbeta) = ([1.0, 0.0, 0.0, 0.0], [0.0; 4], [0.0], [0.0]);
+    /// let input = BackwardInput { x: &x, y: None, dy: &dy, gamma: None, statistics: Statistics::Batch(&moments) };
+    /// let output = Gradients {
+    ///     dx: Some((&mut dx).into()),
+    ///     dgamma: Some(&mut dgamma),
+    ///     dbeta: Some(&mut dbeta),
+    ///     ..Gradients::default()
+    /// };
+    /// bn.backward(input, output, Run::serial(&mut workspace))?;
+    /// let sigma = 5f32.sqrt();
+    /// assert_eq!((dgamma, dbeta), ([-3.0 / sigma], [1.0]));
+    /// for (dx, expected) in dx.iter().zip([0.3, -0.4, -0.1, 0.2]) {
+    ///     assert!((dx - expected / sigma).abs() < 1e-6);
+    /// }
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
     pub fn backward(
         &self,
         input: BackwardInput<'_, T>,
@@ -114,7 +141,7 @@ impl<T: Element> BatchNorm<T> {
     /// be empty and `None`.
     ///
     /// # Errors
-    /// As there, and [`Error::Unused`].
+    /// As there, [`Error::InPlaceStrides`] and [`Error::Unused`].
     pub fn backward_in_place(
         &self,
         dy_to_dx: &mut [T],
@@ -148,10 +175,12 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// x − mean is taken to be (act⁻¹(y) − β)·σ/γ, so the activation must have an inverse (none, or
     /// leaky ReLU), no γ may be 0, and there was no residual. y is rounded relative to |y|, not to
-    /// |y − β|: the error of the gradients is that of `backward` times 1 + |β/γ|.
+    /// |y − β|: the error of the gradients is that of `backward` times 1 + |β/γ|, as long as y still tells x (|β/γ| times half an ulp of 1 is
+    /// small). Its workspace is that of [`Op::Backward`]; dresidual, if
+    /// it is asked for, is dy behind the activation's mask.
     ///
     /// # Errors
-    /// As there, and [`Error::NotInvertible`].
+    /// As [`backward`](Self::backward), and [`Error::NotInvertible`].
     pub fn backward_from_output(
         &self,
         y: &[T],
@@ -175,7 +204,7 @@ impl<T: Element> BatchNorm<T> {
     /// [`backward_from_output`](Self::backward_from_output) with dx over dy; `output.dx` must be `None`.
     ///
     /// # Errors
-    /// As there, and [`Error::Unused`].
+    /// As there, [`Error::InPlaceStrides`] and [`Error::Unused`].
     pub fn backward_from_output_in_place(
         &self,
         y: &[T],
@@ -212,7 +241,7 @@ impl<T: Element> BatchNorm<T> {
         let [gamma, beta] = affine.lengths();
         self.check(&[], &[gamma, beta, ("moments", moments.len())], self.workspace_min(Op::Backward), workspace)?;
         self.check_counts(moments)?;
-        if self.activation.inverse().is_none() {
+        if self.activation.inverse::<T::Param>().is_none() {
             return Err(Error::NotInvertible { channel: None });
         }
         match (0..self.shape.channels()).find(|&c| affine.gamma(c) == 0.0) {
@@ -236,10 +265,10 @@ impl<T: Element> BatchNorm<T> {
     /// Shards of a batch may be summed one by one and merged by [`GradSums::merge`]. That the
     /// result is right wherever the mean of dy is takes Σ (x − mean) of the shard with the rounding
     /// that the statistics have: with [`Statistics::Batch`] the moments of x are made again for that,
-    /// so let the shards be those whose [`moments`](Self::moments) were merged.
+    /// so let the shards be those whose [`moments`](Self::moments) were merged. Worked examples: [`crate::guide`].
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward`](Self::backward), but [`Error::Count`]: the moments may be of more values than this x has.
     pub fn backward_sums(
         &self,
         input: BackwardInput<'_, T>,
@@ -289,8 +318,12 @@ impl<T: Element> BatchNorm<T> {
     /// The second stage: dx, and dresidual, from sums that may be those of more than this x; of
     /// `output`, dgamma and dbeta are made from the sums too.
     ///
+    /// Of how many values the statistics are, [`Statistics::Batch`] says by its counts. [`Statistics::Rounded`] has none: with it the sums
+    /// have to be those of this x alone, and what rounding did to the mean is not put right. For arrays of more than this x make
+    /// moments with their count: [`crate::moments_from_mean_var`].
+    ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward`](Self::backward), but [`Error::Count`].
     pub fn backward_apply(
         &self,
         input: BackwardInput<'_, T>,
@@ -560,7 +593,7 @@ impl<T: Element> BatchNorm<T> {
     /// What undoes the activation where there is y instead of x. Not in the view: it would be on the stack all the while.
     #[cfg_attr(target_os = "none", inline(never))]
     fn inverse(&self, view: &View<'_, T>) -> T::Param {
-        let factor = view.output.and_then(|_| self.activation.inverse());
+        let factor = view.output.and_then(|_| self.activation.inverse::<T::Param>());
         T::Param::from_f64(factor.unwrap_or(1.0))
     }
 

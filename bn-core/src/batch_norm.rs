@@ -16,7 +16,7 @@ use core::mem::MaybeUninit;
 /// The operations are methods: [`forward_training`](Self::forward_training),
 /// [`inference`](Self::inference), [`backward`](Self::backward), and the stages that they are made
 /// of. All take raw slices, allocate nothing and do not panic; errors come before anything is
-/// written.
+/// written, but [`Error::Executor`].
 ///
 /// ```
 /// use bn_core::{Affine, BatchNorm, Moments, Run, Shape};
@@ -56,16 +56,16 @@ const MIN_BAND: usize = 64;
 pub enum Op {
     /// [`BatchNorm::forward_training`], and [`BatchNorm::moments`] and [`BatchNorm::normalize`].
     ForwardTraining,
-    /// [`BatchNorm::inference`] and [`BatchNorm::apply`].
+    /// [`BatchNorm::inference`] and [`BatchNorm::apply`]. ([`BatchNorm::prepare`] takes no workspace.)
     Inference,
-    /// [`BatchNorm::backward`], with any statistics, and its two stages.
+    /// [`BatchNorm::backward`], with any statistics, its two stages, and [`BatchNorm::backward_from_output`].
     Backward,
 }
 
 impl<T: Element> BatchNorm<T> {
     /// A plan for this shape: no activation, the best ISA of this CPU.
     ///
-    /// Epsilon is added to the biased variance, as everywhere; 0 is legal.
+    /// Epsilon is added to the biased variance, as everywhere, and so in units of x²; 0 is legal.
     ///
     /// # Errors
     /// [`Error::Epsilon`] where it is negative, infinite or NaN.
@@ -86,14 +86,14 @@ impl<T: Element> BatchNorm<T> {
         if !(0.0..f64::INFINITY).contains(&epsilon) {
             return Err(Error::Epsilon { got: epsilon }.into());
         }
-        activation.check()?;
+        activation.check::<T::Param>()?;
         let strides = strides.resolve(&shape)?;
         Ok(BatchNorm {
             shape,
             strides,
             epsilon,
             activation,
-            rectifier: activation.into(),
+            rectifier: Rectifier::new::<T>(activation),
             one_value,
             engine: Engine::new::<T>(shape, &strides, isa),
             element: PhantomData,
@@ -115,9 +115,9 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// As there.
     pub fn set_activation(&mut self, activation: Activation) -> Result<(), Error> {
-        activation.check()?;
+        activation.check::<T::Param>()?;
         self.activation = activation;
-        self.rectifier = activation.into();
+        self.rectifier = Rectifier::new::<T>(activation);
         Ok(())
     }
 
@@ -319,7 +319,8 @@ pub(crate) fn entry<P: Param>(slice: Option<&[P]>, c: usize, absent: f64) -> f64
     slice.and_then(|s| s.get(c)).map_or(absent, |v| v.to_f64())
 }
 
-/// Where results go: `&mut [T]`, or `&mut [MaybeUninit<T>]`, all of which is then initialised.
+/// Where results go: `&mut [T]`, or `&mut [MaybeUninit<T>]`, of which all elements of the tensor are then initialised: all of the slice where
+/// the operand is dense, and not the gaps, nor what lies behind, where it has [`Strides`].
 pub struct Output<'a, T> {
     pub(crate) ptr: *mut T,
     pub(crate) len: usize,

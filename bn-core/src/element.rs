@@ -39,6 +39,8 @@ impl Element for half::bf16 {
 pub(crate) mod sealed {
     use super::*;
     use crate::dispatch::Shells;
+    #[cfg(feature = "half")]
+    use crate::lanes::half::{narrow_bf16, narrow_f16, widen_bf16, widen_f16};
     pub use crate::stages::Stages;
 
     pub trait Sealed {}
@@ -53,6 +55,8 @@ pub(crate) mod sealed {
         type Vec<L: Lanes>: Vector<Scalar = Self::Compute, Token = L, Wide = L::F64>;
         /// Whether lanes may be [dealt](Lanes::DEALS).
         const DEALS: bool = false;
+        /// What a number is once it has been stored.
+        fn stored(v: Self::Compute) -> Self::Compute;
         /// Reads one vector, at any alignment: in order, or `DEALT` if this type and the ISA deal.
         ///
         /// # Safety
@@ -76,6 +80,10 @@ pub(crate) mod sealed {
                 type Compute = $t;
                 type Vec<L: Lanes> = L::$vec;
                 #[inline(always)]
+                fn stored(v: $t) -> $t {
+                    v
+                }
+                #[inline(always)]
                 unsafe fn load<L: Lanes, const DEALT: bool>(lanes: L, p: *const Self) -> Self::Vec<L> {
                     // SAFETY: the caller's promise is the same.
                     unsafe { <L::$vec as Vector>::load(lanes, p) }
@@ -98,11 +106,14 @@ pub(crate) mod sealed {
 
     #[cfg(feature = "half")]
     macro_rules! half {
-        ($t:ty, $load:ident, $store:ident, $deals:literal $(, $dealt:ident)?) => {
+        ($t:ty, $load:ident, $store:ident, $widen:ident, $narrow:ident, $deals:literal $(, $dealt:ident)?) => {
             impl Storage for $t {
                 const DEALS: bool = $deals;
                 type Compute = f32;
                 type Vec<L: Lanes> = L::F32;
+                fn stored(v: f32) -> f32 {
+                    $widen($narrow(v))
+                }
                 #[inline(always)]
                 unsafe fn load<L: Lanes, const DEALT: bool>(lanes: L, p: *const Self) -> L::F32 {
                     // SAFETY: the caller's promise is the same; the type is its bits.
@@ -122,7 +133,7 @@ pub(crate) mod sealed {
         };
     }
     #[cfg(feature = "half")]
-    half!(half::f16, load_f16, store_f16, false);
+    half!(half::f16, load_f16, store_f16, widen_f16, narrow_f16, false);
     #[cfg(feature = "half")]
-    half!(half::bf16, load_bf16, store_bf16, true, DEALT);
+    half!(half::bf16, load_bf16, store_bf16, widen_bf16, narrow_bf16, true, DEALT);
 }

@@ -53,7 +53,7 @@ pub enum Error {
         /// The value.
         got: f64,
     },
-    /// An activation's parameters make no sense: a negative or infinite slope, lo > hi, NaN.
+    /// An activation's parameters make no sense: a slope that is negative, or infinite in the parameters' type; lo > hi; NaN.
     Activation {
         /// The activation.
         got: Activation,

@@ -17,8 +17,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Order
 /// none is left. Tickets are interchangeable: which thread runs which cell, and in which order,
 /// changes no bit of the result.
 ///
-/// A safe implementation cannot cause undefined behaviour, however wrong: cells are claimed from an
-/// atomic counter, and a phase whose tickets did not all run exactly once is
+/// A safe implementation cannot cause undefined behaviour, however wrong: cells are claimed from
+/// atomic counters, and a phase whose tickets did not all run exactly once is
 /// [`Error::Executor`]. On targets without compare-and-swap every executor is treated as
 /// [`Serial`].
 ///
@@ -63,8 +63,8 @@ impl Executor for Serial {
 
 /// What a call may use: workspace, and an executor.
 ///
-/// The workspace is uninitialised memory to the library: it need not be cleared, and holds nothing
-/// of use afterwards. Its size is asked of [`crate::BatchNorm::workspace_min`] and
+/// The workspace is uninitialised memory to the library, in words of 8 bytes: it need not be cleared, and holds nothing
+/// of use afterwards, so one may serve call after call. One that is too short is [`Error::Workspace`]. Its size is asked of [`crate::BatchNorm::workspace_min`] and
 /// [`crate::BatchNorm::workspace_best`]; any length from the minimum up gives the same bits.
 pub struct Run<'a> {
     workspace: Shared<u64>,
@@ -123,6 +123,17 @@ enum Context<'a> {
 
 impl<'a> Run<'a> {
     /// On the calling thread.
+    ///
+    /// ```
+    /// use bn_core::{BatchNorm, Op, Run, Shape};
+    /// let bn = BatchNorm::<f32>::new(Shape::nchw(8, 64, &[14, 14])?, 1e-5)?;
+    /// // One for all of a plan's operations.
+    /// let words = [Op::ForwardTraining, Op::Inference, Op::Backward].map(|op| bn.workspace_best(op, 1));
+    /// let mut workspace = vec![0u64; words.into_iter().max().unwrap_or(0)];
+    /// let run = Run::serial(&mut workspace);
+    /// # drop(run);
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
     pub fn serial(workspace: &'a mut [u64]) -> Self {
         Run {
             words: workspace.len(),
@@ -288,8 +299,9 @@ impl Progress {
     /// # Safety
     /// From `base` on there is a slot for each ticket, which nothing but tickets of this phase uses.
     pub(crate) unsafe fn ticket(&self, phase: Phase, base: Shared<u64>, body: &dyn Body) {
-        let ticket = self.started.fetch_add(1, Relaxed);
-        if ticket < phase.tickets {
+        // Not counted once all are drawn: an executor that goes on calling until the counter comes round would draw the first again.
+        let drawn = self.started.fetch_update(Relaxed, Relaxed, |n| (n < phase.tickets).then_some(n + 1));
+        if let Ok(ticket) = drawn {
             // SAFETY: each ticket number is drawn once, so the slots are disjoint.
             let scratch = unsafe { core::slice::from_raw_parts_mut(base.at(ticket * phase.slot), phase.slot) };
             // A range of its own first, then what is left of the others'.

@@ -51,7 +51,7 @@ impl<T: Element> BatchNorm<T> {
     /// [`forward_training`](Self::forward_training) over its input.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::InPlaceStrides`].
     pub fn forward_training_in_place(
         &self,
         x_to_y: &mut [T],
@@ -80,6 +80,24 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
+    ///
+    /// ```
+    /// use bn_core::{Affine, BatchNorm, Moments, Op, Run, Shape};
+    ///
+    /// // One channel; its statistics are those of two parts.
+    /// let bn = BatchNorm::<f32>::new(Shape::dense(2, 1)?, 0.0)?;
+    /// let mut workspace = vec![0; bn.workspace_best(Op::ForwardTraining, 1)];
+    /// let (parts, mut moments) = ([[1.0, 2.0], [6.0, 7.0]], [Moments::EMPTY]);
+    /// for part in &parts {
+    ///     bn.moments(part, &mut moments, Run::serial(&mut workspace))?;
+    /// }
+    /// assert_eq!((moments[0].count, moments[0].mean, moments[0].m2), (4, 4.0, 26.0));
+    ///
+    /// let mut y = [0.0; 2];
+    /// bn.normalize(&parts[0], None, Affine::NONE, &moments, &mut y, Run::serial(&mut workspace))?;
+    /// assert_eq!(y, [-3.0 / 6.5f32.sqrt(), -2.0 / 6.5f32.sqrt()]);
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
     pub fn moments(&self, x: &[T], moments: &mut [Moments], mut run: Run<'_>) -> Result<(), Error> {
         let lengths = Self::forward_lengths(x, None, None);
         self.check_forward(&lengths, &Affine::NONE, moments.len(), run.words())?;
@@ -88,7 +106,8 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
-    /// The second stage: y from x and statistics, which may be those of more than this x.
+    /// The second stage: y from x and statistics, which may be those of more than this x. An example stands at
+    /// [`moments`](Self::moments).
     ///
     /// # Errors
     /// As [`forward_training`](Self::forward_training); [`Error::TooFewValues`] looks at the counts

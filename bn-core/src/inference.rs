@@ -35,11 +35,26 @@ unsafe impl<P: Zeroable> Zeroable for Prepared<P> {}
 impl<T: Element> BatchNorm<T> {
     /// y = act(γ·(x − running_mean)/√(running_var + ε) + β + residual).
     ///
-    /// x, residual and y have the plan's shape; the rest has one entry per channel. A batch of 0 is
-    /// legal. Formula: Ioffe & Szegedy 2015, Algorithm 2, step 11.
+    /// x, residual and y have the plan's shape; the rest has one entry per channel: the mean in units of x, the variance in those of
+    /// x². A batch of 0 is legal. A channel whose running_var + ε is negative, or NaN, is NaN. Formula: Ioffe & Szegedy 2015,
+    /// Algorithm 2, step 11.
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Workspace`]; nothing has been written then. [`Error::Executor`].
+    ///
+    /// ```
+    /// use bn_core::{Activation, Affine, BatchNorm, Op, Run, Shape};
+    ///
+    /// // Two positions of two channels, a residual added, then ReLU.
+    /// let bn = BatchNorm::<f32>::new(Shape::nhwc(1, 2, &[2])?, 0.0)?.with_activation(Activation::Relu)?;
+    /// let (x, residual, mut y) = ([1.0, 10.0, 3.0, 30.0], [0.5, 0.5, -4.0, 0.0], [0.0; 4]);
+    /// let mut workspace = vec![0; bn.workspace_best(Op::Inference, 1)];
+    /// let (mean, var) = ([1.0, 20.0], [1.0, 100.0]);
+    /// let affine = Affine::new(&[1.0, 2.0], &[0.0, 1.0]);
+    /// bn.inference(&x, Some(&residual), affine, &mean, &var, &mut y, Run::serial(&mut workspace))?;
+    /// assert_eq!(y, [0.5, 0.0, 0.0, 3.0]);
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
     #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
     pub fn inference<'y>(
         &self,
@@ -66,7 +81,7 @@ impl<T: Element> BatchNorm<T> {
     /// [`inference`](Self::inference) over its input.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::InPlaceStrides`].
     pub fn inference_in_place(
         &self,
         x_to_y: &mut [T],
@@ -85,11 +100,29 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
-    /// The part of [`inference`](Self::inference) that does not depend on x.
+    /// The part of [`inference`](Self::inference) that does not depend on x. It takes no workspace. A table may be made on another machine
+    /// (with `bytemuck` it is bytes) and kept in flash; it depends on epsilon, not on shape, strides or activation.
     ///
     /// # Errors
     /// [`Error::Length`]; [`Error::Unpreparable`] where a channel's constants are so large or small
-    /// that its arithmetic needs f64. Nothing has been written then.
+    /// that its arithmetic needs f64. Nothing has been written then. (A channel whose running_var + ε is negative is no error: it is NaN,
+    /// as in `inference`.)
+    ///
+    /// ```
+    /// use bn_core::{Affine, BatchNorm, Op, Prepared, Run, Shape};
+    ///
+    /// let bn = BatchNorm::<f32>::new(Shape::nhwc(1, 2, &[2])?, 0.0)?;
+    /// let affine = Affine::new(&[1.0, 2.0], &[0.0, 1.0]);
+    /// let mut table = [Prepared::default(); 2];
+    /// bn.prepare(affine, &[1.0, 20.0], &[1.0, 100.0], &mut table)?;
+    /// assert_eq!(table[1], Prepared { mean: 20.0, scale: 0.2, shift: 1.0 });
+    ///
+    /// let (x, mut y) = ([1.0, 10.0, 3.0, 30.0], [0.0; 4]);
+    /// let mut workspace = vec![0; bn.workspace_best(Op::Inference, 1)];
+    /// bn.apply(&x, None, &table, &mut y, Run::serial(&mut workspace))?;
+    /// assert_eq!(y, [0.0, -1.0, 2.0, 3.0]);
+    /// # Ok::<(), bn_core::Error>(())
+    /// ```
     pub fn prepare(
         &self,
         affine: Affine<'_, T::Param>,
@@ -116,7 +149,8 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
-    /// The part of [`inference`](Self::inference) that depends on x: the same bits, without f64.
+    /// The part of [`inference`](Self::inference) that depends on x: the same bits, without f64. An example stands at
+    /// [`prepare`](Self::prepare).
     ///
     /// # Errors
     /// As [`inference`](Self::inference).
@@ -141,7 +175,7 @@ impl<T: Element> BatchNorm<T> {
     /// [`apply`](Self::apply) over its input.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::InPlaceStrides`].
     pub fn apply_in_place(
         &self,
         x_to_y: &mut [T],

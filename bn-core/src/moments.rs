@@ -89,7 +89,7 @@ impl Moments {
     /// Takes in one value (Welford, "Note on a method for calculating corrected sums of squares and
     /// products", 1962).
     pub fn push(&mut self, x: f64) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         let delta = x - self.mean;
         self.mean += delta / self.count as f64;
         self.m2 += delta * (x - self.mean);
@@ -97,7 +97,7 @@ impl Moments {
 
     /// Takes in all that `other` has seen (Chan, Golub & LeVeque 1979). Either may be empty.
     ///
-    /// Merging is exact in the count and accurate to f64 rounding in the rest; it is not
+    /// Merging is exact in the count (up to `u64::MAX`, where it stays) and accurate to f64 rounding in the rest; it is not
     /// associative in the last bit, so merge in a fixed order where bits matter.
     pub fn merge(&mut self, other: &Moments) {
         self.merge_after(other, &mut Shares::default());
@@ -116,13 +116,13 @@ impl Moments {
         }
         let counts = [self.count, other.count];
         if last.counts != counts {
-            let share = other.count as f64 / (self.count + other.count) as f64;
+            let share = other.count as f64 / self.count.saturating_add(other.count) as f64;
             *last = Shares { counts, share, weight: self.count as f64 * share };
         }
         let delta = other.mean - self.mean;
         self.m2 += other.m2 + delta * delta * last.weight;
         self.mean += delta * last.share;
-        self.count += other.count;
+        self.count = self.count.saturating_add(other.count);
     }
 }
 

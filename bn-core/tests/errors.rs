@@ -467,7 +467,12 @@ fn activation() {
     for good in [clamp(-infinity, 6.0), clamp(-1.0, infinity)] {
         assert_eq!(bn.with_activation(good).unwrap().activation(), good);
     }
-    for bad in [slope(-0.5), slope(infinity), slope(-infinity), clamp(1.0, -1.0), clamp(infinity, -infinity)] {
+    let wide = BatchNorm::<f64>::new(Shape::dense(2, 3).unwrap(), 1e-5).unwrap();
+    // A slope that f32 does not hold is one of f64.
+    assert!(wide.with_activation(slope(3.5e38)).is_ok() && bn.with_activation(slope(f64::from(f32::MAX))).is_ok());
+    for bad in
+        [slope(-0.5), slope(infinity), slope(-infinity), slope(3.5e38), clamp(1.0, -1.0), clamp(infinity, -infinity)]
+    {
         assert_eq!(bn.with_activation(bad).unwrap_err(), Error::Activation { got: bad });
     }
     for bad in [slope(f64::NAN), clamp(f64::NAN, 1.0), clamp(1.0, f64::NAN), clamp(f64::NAN, f64::NAN)] {

@@ -130,9 +130,16 @@ fn refusals() {
     assert_eq!(run(plain, [1.0, 0.0, 1.0], &moments, 12), Err(Error::NotInvertible { channel: Some(1) }));
     let length = Error::Length { what: "y", expected: 12, got: 11 };
     assert_eq!(run(plain, [1.0; 3], &moments, 11), Err(length));
-    // The last slope's inverse is infinite.
+    // The inverse of the last slopes is infinite in f32, or they are 0 there.
     let leaky = |slope: f64| Activation::LeakyRelu { slope };
-    for activation in [Activation::Relu, Activation::Clamp { lo: 0.0, hi: 6.0 }, leaky(0.0), leaky(1e-310)] {
+    for activation in [
+        Activation::Relu,
+        Activation::Clamp { lo: 0.0, hi: 6.0 },
+        leaky(0.0),
+        leaky(1e-310),
+        leaky(1e-46),
+        leaky(1e-39),
+    ] {
         let bn = plain.with_activation(activation).unwrap();
         assert_eq!(run(bn, [1.0; 3], &moments, 12), Err(Error::NotInvertible { channel: None }));
     }

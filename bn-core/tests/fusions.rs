@@ -1,7 +1,7 @@
 //! A fused call is the separate calls, bit for bit: the plan without an activation, then the residual added and the
 //! activation applied in the element's arithmetic; backward, dy masked first, then the plan without an activation.
 //!
-//! For f16 and bf16 only where nothing is rounded between: ReLU and clamp (whose bounds the types have) without a
+//! For f16 and bf16 only where nothing is rounded between: ReLU and clamp without a
 //! residual in the forward pass, and in the backward pass with one. −0 and 0 are alike there: a negative number that
 //! the type rounds to −0 is 0 if the rectifier comes first.
 
@@ -27,13 +27,15 @@ fn bits<T: Number>(v: T) -> u64 {
     number_bits(if T::CALCULATES { v.into() } else { v.into() + 0.0 })
 }
 
-const ACTIVATIONS: [Activation; 6] = [
+const ACTIVATIONS: [Activation; 7] = [
     Activation::Identity,
     Activation::Relu,
     Activation::LeakyRelu { slope: 0.01 },
     Activation::LeakyRelu { slope: 0.25 },
     Activation::Clamp { lo: 0.0, hi: 6.0 },
     Activation::Clamp { lo: -0.5, hi: 1.5 },
+    // Which no type holds.
+    Activation::Clamp { lo: -0.1, hi: 0.7 },
 ];
 
 /// The activation in T, as its documentation says.
@@ -55,7 +57,7 @@ fn mask<T: Number>(a: Activation, y: T, dy: T) -> T {
     match a {
         Activation::Relu if y <= 0.0 => T::of(0.0),
         Activation::LeakyRelu { slope } if y <= 0.0 => times(dy, slope),
-        Activation::Clamp { lo, hi } if y <= lo || y >= hi => T::of(0.0),
+        Activation::Clamp { lo, hi } if y <= T::of(lo).into() || y >= T::of(hi).into() => T::of(0.0),
         _ => dy,
     }
 }
@@ -249,4 +251,40 @@ fn every<T: Number>() {
 #[test]
 fn fused_is_separate() {
     every_type!(every());
+}
+
+/// What was cut off passes no gradient, whichever way the type rounds the limits; what was not does, but next to them.
+fn cut_off<T: Number>() {
+    for (lo, hi) in [(0.0, 0.7), (-0.1, 0.1), (0.1, 6.0), (-0.3, 0.3), (-0.7, -0.1), (1.0 / 3.0, 2.0 / 3.0)] {
+        let shape = Shape::dense(512, 1).unwrap();
+        let x: Vec<T> = (0..512).map(|i| T::of(f64::from(i) / 128.0 - 2.0)).collect();
+        let (mean, var, dy) = ([0.0f32.into()], [1.0f32.into()], vec![T::of(1.0); 512]);
+        for isa in Isa::available() {
+            let bn = BatchNorm::<T>::new(shape, 0.0).unwrap().with_isa(isa);
+            let bn = bn.with_activation(Activation::Clamp { lo, hi }).unwrap();
+            let mut ws = vec![0; bn.workspace_best(Op::Backward, 1)];
+            let (mut y, mut dx) = (x.clone(), dy.clone());
+            bn.inference(&x, None, Affine::NONE, &mean, &var, &mut y[..], Run::serial(&mut ws)).unwrap();
+            let statistics = Statistics::Running { mean: &mean, var: &var };
+            let input = BackwardInput { x: &x, y: Some(&y), dy: &dy, gamma: None, statistics };
+            let output = Gradients { dx: Some((&mut dx[..]).into()), ..Gradients::default() };
+            bn.backward(input, output, Run::serial(&mut ws)).unwrap();
+            for ((&x, &y), dx) in x.iter().zip(&y).zip(dx) {
+                // γ/σ is 1, so x is what is cut off.
+                let (x, y, dx): (f64, f64, f64) = (x.into(), y.into(), dx.into());
+                let expected = if x < lo || hi < x { 0.0 } else { 1.0 };
+                let near = y == T::of(lo).into() || y == T::of(hi).into();
+                assert!(
+                    dx == expected || near && dx == 0.0,
+                    "{} {isa:?} {lo} {hi}: dx is {dx} at {x}",
+                    core::any::type_name::<T>()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_cut_off_passes_no_gradient() {
+    every_type!(cut_off());
 }

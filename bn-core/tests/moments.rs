@@ -150,3 +150,14 @@ fn lengths() {
         assert!(m == before && mean.iter().chain(&second).all(|&v| v == SENTINEL));
     }
 }
+
+/// Counts are public: what cannot be counted any more stays at the most, in builds that check for overflow too.
+#[test]
+fn counts_end_at_the_largest() {
+    let full = Moments { count: u64::MAX - 1, mean: 2.0, m2: 1.0 };
+    let mut m = full;
+    m.merge(&full);
+    assert_eq!((m.count, m.mean, m.m2), (u64::MAX, 2.0, 2.0));
+    m.push(2.0);
+    assert_eq!((m.count, m.mean), (u64::MAX, 2.0));
+}

@@ -62,7 +62,7 @@ fuzz_target!(|input: Input| {
         _ => Activation::Clamp { lo: a, hi: b },
     };
     let sensible = match activation {
-        Activation::LeakyRelu { slope } => slope >= 0.0 && slope.is_finite(),
+        Activation::LeakyRelu { slope } => slope >= 0.0 && (slope as f32).is_finite(),
         Activation::Clamp { lo, hi } => lo <= hi,
         _ => true,
     };

@@ -314,8 +314,16 @@ impl<T: Number> Problem<T> {
         // What passes the mask is rounded to what the library calculates in, the parameters' type; the other
         // gradients are those of what has passed. As stored it is right to the last bit.
         let mut dz = Vec::with_capacity(dy.len());
+        // The limits of a clamp are those that the type holds.
+        let activation = match self.activation {
+            Activation::Clamp(lo, hi) => {
+                let stored = |v| <T as Scalar>::of(T::Param::of(v).wide()).wide();
+                Activation::Clamp(stored(lo), stored(hi))
+            }
+            other => other,
+        };
         for (i, at) in self.places(c).enumerate() {
-            let exact = crate::Backward::dz(dy[i], self.activation.factor(y[i]));
+            let exact = crate::Backward::dz(dy[i], activation.factor(y[i]));
             dz.push(T::Param::of(exact.hi).wide());
             assert_eq!(made.dresidual[at], <T as Scalar>::of(dz[i]), "dresidual of {dy:e}", dy = dy[i]);
         }

@@ -2,7 +2,7 @@
  * A layer y = BN(x) learns a scale and a shift per channel by gradient descent; then its batch normalization
  * is folded into the dense layer before it.
  *
- *   cc -std=c99 train.c $(pkg-config --cflags --libs batchnorm) -o train
+ *   cc -std=c99 train.c $(pkg-config --cflags --libs batchnorm) -lm -o train
  */
 #include <batchnorm.h>
 #include <math.h>

@@ -7,7 +7,7 @@
 //! [`Real`]: vectors of f32 in the fast path, f64 one by one where that would not be right.
 //!
 //! Nothing here takes or returns a closure over vectors, nor do the walkers: a closure is compiled
-//! without the `#[target_feature]` of the shell it ends up in, and ran 20 times slower.
+//! without the `#[target_feature]` of the shell it ends up in, and ran at a tenth of the speed or less.
 
 pub(crate) mod backward_apply;
 pub(crate) mod backward_sums;

@@ -99,7 +99,7 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
     for place in from {
         even &= place.per_image == 0;
     }
-    cursor.exact.set(false);
+    cursor.exact.set(0);
     cursor.cell.set(g);
     cursor.lanes.set(Compute::<E>::LANES);
     let (how, same) = (How::Sample, true);
@@ -122,7 +122,7 @@ pub(crate) unsafe fn cell<E, R, const I: usize, const J: usize, const K: usize, 
             _ => break,
         }
     }
-    sums.cursor.exact.set(true);
+    sums.cursor.exact.set(1);
     for pass in 0..R::PASSES {
         sums.walk(grid);
         if sums.next(pass) {
@@ -212,13 +212,22 @@ struct Cursor {
     item: Loop,
     /// The vectors of a piece: the first, and how many.
     piece: [Cell<usize>; 2],
-    exact: Cell<bool>,
+    /// 0 or 1. (Not a `bool`: the workspace may hold any bits.)
+    exact: Cell<usize>,
     lanes: Cell<usize>,
     cell: Cell<usize>,
     /// Where a lane is in a vector.
     shift: Cell<usize>,
     /// The lane that ends, and how many there are.
     lane: Loop,
+}
+
+impl Cursor {
+    /// Whether sums are in f64.
+    #[inline(always)]
+    fn exact(&self) -> bool {
+        self.exact.get() != 0
+    }
 }
 
 /// Shows the elements of a channel in cell `g` to a visitor, in the order that they are added in; if `exact` in that
@@ -234,14 +243,14 @@ fn walk(grid: &Grid, at: &Cursor, to: &mut dyn Visitor) {
 #[inline(never)]
 fn walk_planes(geo: &Planes, at: &Cursor, to: &mut dyn Visitor) {
     // Blocks and their lanes, or lanes and their blocks.
-    if at.exact.get() {
+    if at.exact() {
         at.outer.start(0, at.lanes.get());
     } else {
         let (first, end) = geo.blocks(at.cell.get());
         at.outer.start(first, end);
     }
     while let Some(i) = at.outer.step() {
-        if at.exact.get() {
+        if at.exact() {
             let (first, end) = geo.blocks(at.cell.get());
             at.inner.start(first, end);
         } else {
@@ -249,21 +258,21 @@ fn walk_planes(geo: &Planes, at: &Cursor, to: &mut dyn Visitor) {
         }
         while let Some(j) = at.inner.step() {
             let geo = black_box(geo);
-            let (lane, block) = if at.exact.get() { (i, j) } else { (j, at.outer.now()) };
+            let (lane, block) = if at.exact() { (i, j) } else { (j, at.outer.now()) };
             plane_lane(geo, block, lane, at, to);
-            if !at.exact.get() {
+            if !at.exact() {
                 at.lane.start(at.inner.now(), at.lanes.get());
                 to.end(End::Lane);
             }
         }
-        if at.exact.get() {
+        if at.exact() {
             at.lane.start(at.outer.now(), at.lanes.get());
             to.end(End::Lane);
         } else {
             to.end(End::Lanes);
         }
     }
-    if at.exact.get() {
+    if at.exact() {
         to.end(End::Lanes);
     }
 }
@@ -281,7 +290,7 @@ fn plane_lane(geo: &Planes, block: usize, i: usize, at: &Cursor, to: &mut dyn Vi
     at.visit.start(v0, v1);
     while let Some(v) = at.visit.step() {
         let vectors = at.piece[1].get();
-        at.run.start(0, if geo.spanning || at.exact.get() { 1 } else { vectors.div_ceil(CHAIN) });
+        at.run.start(0, if geo.spanning || at.exact() { 1 } else { vectors.div_ceil(CHAIN) });
         let count = geo.visits.get(v).count;
         while at.run.step().is_some() {
             at.item.start(0, count);
@@ -314,7 +323,7 @@ fn plane_lane(geo: &Planes, block: usize, i: usize, at: &Cursor, to: &mut dyn Vi
 
 #[inline(never)]
 fn walk_rows(geo: &Rows, at: &Cursor, to: &mut dyn Visitor) {
-    if at.exact.get() {
+    if at.exact() {
         let (v0, v1) = geo.cell_visits(at.cell.get());
         at.visit.start(v0, v1);
         while let Some(v) = at.visit.step() {
@@ -610,7 +619,7 @@ where
     R: Reduction<E, I, J, K, N>,
 {
     fn elements(&mut self, series: &Series) {
-        self.add(series, if self.cursor.exact.get() { How::Exactly } else { How::Chain });
+        self.add(series, if self.cursor.exact() { How::Exactly } else { How::Chain });
     }
 
     fn rest(&mut self, series: &Series) {
@@ -628,7 +637,7 @@ where
                 }
                 End::Lane => {
                     let (i, lanes) = (self.cursor.lane.next.get(), self.cursor.lane.end.get());
-                    let mut sum = if self.cursor.exact.get() { state.wide[n] } else { state.sum[n].to_f64() };
+                    let mut sum = if self.cursor.exact() { state.wide[n] } else { state.sum[n].to_f64() };
                     (state.wide[n], state.sum[n]) = (0.0, Compute::<E>::ZERO);
                     let mut level = 0;
                     while level < root && (i >> level) & 1 == 1 {

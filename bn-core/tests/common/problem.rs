@@ -84,7 +84,7 @@ pub fn activate(a: Activation, z: f64) -> f64 {
     }
 }
 
-/// dy behind the activation's mask.
+/// dy behind the activation's mask, for limits that the type holds.
 pub fn mask(a: Activation, y: f64, dy: f64) -> f64 {
     match a {
         Activation::Identity => dy,

@@ -10,7 +10,7 @@
 
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Error, Fold, GradSums, Gradients, Isa, IsaKind, Moments, Momentum,
-    Op, Prepared, Renorm, RenormFactor, Run, RunningStats, Shape, Statistics, Strides, Variance, merge_moments,
+    Op, Prepared, Renorm, RenormFactor, Run, RunningStats, Shape, Statistics, Stride, Strides, Variance, merge_moments,
     moments_from_mean_inverse_std, moments_from_mean_var, moments_to_mean_inverse_std, moments_to_mean_var,
     renorm_affine, renorm_gradients,
 };
@@ -33,11 +33,11 @@ type Result = core::result::Result<(), Error>;
 
 macro_rules! surface {
     ($t:ty, $($name:ident)+) => { surface!(@ $t, $($name)+); };
-    (@ $t:ty, $plan:ident $training:ident $training_in_place:ident $training_uninit:ident $moments:ident
+    (@ $t:ty, $plan:ident $set:ident $training:ident $training_in_place:ident $training_uninit:ident $moments:ident
      $normalize:ident $inference:ident $inference_in_place:ident $prepare:ident $apply:ident
      $apply_in_place:ident $apply_plain:ident $backward:ident $backward_batch:ident $backward_in_place:ident
      $sums:ident $backward_apply:ident $running:ident $workspace:ident) => {
-        type_of!($t, $plan $workspace $running);
+        type_of!($t, $plan $set $workspace $running);
 
         #[unsafe(no_mangle)]
         pub fn $training(
@@ -350,7 +350,7 @@ macro_rules! more {
 }
 
 macro_rules! type_of {
-    ($t:ty, $plan:ident $workspace:ident $running:ident) => {
+    ($t:ty, $plan:ident $set:ident $workspace:ident $running:ident) => {
         #[unsafe(no_mangle)]
         pub fn $plan(
             shape: Shape,
@@ -364,6 +364,20 @@ macro_rules! type_of {
                 bn = bn.with_isa(isa);
             }
             Ok(if one_value { bn.allow_one_value() } else { bn })
+        }
+
+        #[unsafe(no_mangle)]
+        pub fn $set(
+            bn: &mut BatchNorm<$t>,
+            activation: Activation,
+            strides: Strides,
+            isa: Isa,
+            one_value: bool,
+        ) -> Result {
+            bn.set_activation(activation)?;
+            bn.set_isa(isa);
+            bn.set_one_value(one_value);
+            bn.set_strides(strides)
         }
 
         #[unsafe(no_mangle)]
@@ -385,13 +399,13 @@ macro_rules! type_of {
 }
 
 surface! { f32,
-    f32_plan f32_training f32_training_in_place f32_training_uninit f32_moments f32_normalize f32_inference
+    f32_plan f32_set f32_training f32_training_in_place f32_training_uninit f32_moments f32_normalize f32_inference
     f32_inference_in_place f32_prepare f32_apply f32_apply_in_place f32_apply_plain f32_backward
     f32_backward_batch f32_backward_in_place f32_backward_sums f32_backward_apply f32_running_update
     f32_workspace
 }
 surface! { f64,
-    f64_plan f64_training f64_training_in_place f64_training_uninit f64_moments f64_normalize f64_inference
+    f64_plan f64_set f64_training f64_training_in_place f64_training_uninit f64_moments f64_normalize f64_inference
     f64_inference_in_place f64_prepare f64_apply f64_apply_in_place f64_apply_plain f64_backward
     f64_backward_batch f64_backward_in_place f64_backward_sums f64_backward_apply f64_running_update
     f64_workspace
@@ -539,6 +553,21 @@ pub fn shape_new(
 }
 
 #[unsafe(no_mangle)]
+pub fn shape_from_dims(layout: bn_core::Layout, dims: &[usize]) -> core::result::Result<Shape, Error> {
+    Shape::from_dims(layout, dims)
+}
+
+#[unsafe(no_mangle)]
+pub fn shape_stride_from_dims(layout: bn_core::Layout, dims: &[usize], strides: &[usize]) -> Option<Stride> {
+    Stride::from_dims(layout, dims, strides)
+}
+
+#[unsafe(no_mangle)]
+pub fn shape_span(stride: Stride, shape: &Shape) -> core::result::Result<usize, Error> {
+    stride.span(shape)
+}
+
+#[unsafe(no_mangle)]
 pub fn moments_merge(into: &mut [Moments], from: &[Moments]) -> Result {
     merge_moments(into, from)
 }
@@ -551,4 +580,9 @@ pub fn moments_push(m: &mut Moments, x: f64) {
 #[unsafe(no_mangle)]
 pub fn running_rule(momentum: Momentum, variance: Variance) -> core::result::Result<RunningStats, Error> {
     RunningStats::new(momentum, variance)
+}
+
+#[unsafe(no_mangle)]
+pub fn running_without_bias(rule: RunningStats) -> RunningStats {
+    rule.with_zero_debias()
 }

@@ -3,7 +3,6 @@
 
 use anyhow::{Result, ensure};
 use bn_benches::data::{Data, EPSILON};
-use bn_benches::shapes::Case;
 use bn_benches::{Operation, Subject};
 use candle_core::{Device, Tensor};
 use candle_nn::{BatchNorm, ModuleT};
@@ -12,15 +11,16 @@ use candle_nn::{BatchNorm, ModuleT};
 pub const NAME: &str = "candle-nn";
 
 /// Training forward and inference.
-pub fn subjects<'a>(case: &Case, data: &Data) -> Result<Vec<Subject<'a>>> {
-    let dims: Vec<usize> = [case.batch, case.channels].iter().chain(case.spatial).copied().collect();
+pub fn subjects<'a>(data: &Data) -> Result<Vec<Subject<'a>>> {
+    let channels = data.shape.channels();
+    let dims = (data.shape.batch(), channels, data.shape.spatial());
     let x = Tensor::from_slice(&data.x, dims, &Device::Cpu)?;
     [(Operation::Forward, true), (Operation::Inference, false)]
         .into_iter()
         .map(|(operation, training)| {
-            let of_channels = |v: &[f32]| Tensor::from_slice(v, case.channels, &Device::Cpu);
+            let of_channels = |v: &[f32]| Tensor::from_slice(v, channels, &Device::Cpu);
             let layer = BatchNorm::new(
-                case.channels,
+                channels,
                 of_channels(&data.mean)?,
                 of_channels(&data.var)?,
                 of_channels(&data.gamma)?,

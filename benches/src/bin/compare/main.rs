@@ -1,5 +1,6 @@
 //! Times this library, its peers and the memory in one run; see benches/README.md.
 
+mod accuracy;
 #[cfg(feature = "candle")]
 mod candle;
 mod machine;
@@ -61,7 +62,21 @@ enum Action {
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
-    /// One layout and number of threads: what `run` starts
+    /// How wrong each library's training forward pass is, in standard deviations, as the mean grows against them
+    Accuracy {
+        #[command(flatten)]
+        options: Options,
+        /// Mean over standard deviation
+        #[arg(long, value_delimiter = ',', default_value = "1,1e3,1e4,1e5,1e6,1e7")]
+        ratios: Vec<f32>,
+        /// Threads
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+        /// For a README
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// One layout and number of threads: what `run` and `accuracy` start
     #[command(hide = true)]
     Measure {
         #[command(flatten)]
@@ -70,6 +85,9 @@ enum Action {
         threads: usize,
         #[arg(long)]
         layout: LayoutName,
+        /// Errors at these ratios instead of times
+        #[arg(long, value_delimiter = ',')]
+        ratios: Vec<f32>,
     },
 }
 
@@ -161,7 +179,7 @@ fn main() -> Result<()> {
             };
             for layout in layouts {
                 for &threads in &threads {
-                    all.extend(&measure_apart(&options, layout.layout(), threads)?)?;
+                    all.extend(&measure_apart(&options, layout.layout(), threads, &[])?)?;
                 }
             }
             write(&out, &all.csv()?)?;
@@ -170,9 +188,25 @@ fn main() -> Result<()> {
         }
         Action::Report { records, markdown } => show(&report::report(&Record::read(&records)?, markdown)),
         Action::Plot { records, out } => plot::write(&Record::read(&records)?, &out),
-        Action::Measure { options, threads, layout } => {
+        Action::Accuracy { mut options, ratios, threads, markdown } => {
+            if options.shapes.is_empty() {
+                options.shapes = vec!["32x64x56x56".into()];
+            }
             options.check()?;
-            show(&measure::run(&options, layout.layout(), threads)?)
+            ensure!(ratios.iter().all(|r| r.is_finite()) && !ratios.is_empty(), "ratios are finite numbers");
+            let mut lines = String::new();
+            for layout in [Layout::Nhwc, Layout::Nchw] {
+                lines += &measure_apart(&options, layout, threads, &ratios)?;
+            }
+            show(&accuracy::table(&lines, &ratios, markdown)?)
+        }
+        Action::Measure { options, threads, layout, ratios } => {
+            options.check()?;
+            show(&if ratios.is_empty() {
+                measure::run(&options, layout.layout(), threads)?
+            } else {
+                accuracy::run(&options, layout.layout(), threads, &ratios)?
+            })
         }
     }
 }
@@ -196,9 +230,9 @@ fn write(path: &Path, text: &str) -> Result<()> {
 
 /// In a process of its own, as OpenMP reads the number of threads when it is loaded, and TBB the CPUs that
 /// the process may use.
-fn measure_apart(options: &Options, layout: Layout, threads: usize) -> Result<String> {
+fn measure_apart(options: &Options, layout: Layout, threads: usize, ratios: &[f32]) -> Result<String> {
     let mut command = Command::new(env::current_exe()?);
-    command.arg("measure").args(options.arguments());
+    command.arg("measure").args(options.arguments()).args(ratios.iter().map(|r| format!("--ratios={r}")));
     command.arg(format!("--threads={threads}")).arg(format!("--layout={}", layout_name(layout)));
     for variable in ["OMP_NUM_THREADS", "RAYON_NUM_THREADS"] {
         command.env(variable, threads.to_string());

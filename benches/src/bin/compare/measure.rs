@@ -25,6 +25,11 @@ const LONG: f64 = 5e-3;
 
 /// Measures, and returns the record's text.
 pub fn run(options: &Options, layout: Layout, threads: usize) -> Result<String> {
+    in_pool(threads, || measure_all(options, layout, threads)?.csv())
+}
+
+/// Runs `f` on as many threads of rayon's, on as many CPUs.
+pub fn in_pool(threads: usize, f: impl FnOnce() -> Result<String> + Send) -> Result<String> {
     let cpus = machine::cpus();
     if cfg!(target_os = "linux") {
         ensure!(cpus.len() >= threads, "{threads} threads wanted, {} CPUs to be had", cpus.len());
@@ -33,15 +38,12 @@ pub fn run(options: &Options, layout: Layout, threads: usize) -> Result<String> 
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     // From a thread of the pool, so that the calling thread works too, as it does in the peers. Objects of the
     // peers stay on this thread.
-    let record = rayon::scope(|_| measure_all(options, layout, threads))?;
-    record.csv()
+    rayon::scope(|_| f())
 }
 
 fn measure_all(options: &Options, layout: Layout, threads: usize) -> Result<Record> {
     let mut record = Record::default();
-    let mut paths: Vec<_> = options.onednn_nhwc.iter().chain(&options.onednn_nchw).collect();
-    paths.dedup();
-    let peers = paths.into_iter().map(|path| OneDnn::load(path)).collect::<Result<Vec<_>>>()?;
+    let peers = OneDnn::load_all(options.libraries())?;
     for peer in &peers {
         record.facts.push((peer.name.clone(), peer.version.clone()));
     }
@@ -75,13 +77,13 @@ pub fn facts(options: &Options) -> Facts {
 }
 
 /// The subjects of one library, and whether it brings threads of its own.
-struct Group<'a> {
+pub struct Group<'a> {
     foreign: bool,
-    subjects: Vec<Timed<'a>>,
+    pub subjects: Vec<Timed<'a>>,
 }
 
-struct Timed<'a> {
-    subject: Subject<'a>,
+pub struct Timed<'a> {
+    pub subject: Subject<'a>,
     calls: usize,
     warm: bool,
     /// Seconds per call.
@@ -91,23 +93,7 @@ struct Timed<'a> {
 fn measure(options: &Options, case: &Case, layout: Layout, threads: usize, peers: &[Rc<OneDnn>]) -> Result<Vec<Row>> {
     let Some(shape) = case.shape(layout)? else { return Ok(Vec::new()) };
     let mut data = Data::new(shape);
-    let group = |foreign, subjects: Vec<Subject<'static>>| {
-        let timed = |subject| Timed { subject, calls: 1, warm: true, samples: Vec::new() };
-        Group { foreign, subjects: subjects.into_iter().map(timed).collect() }
-    };
-    let mut groups = vec![
-        group(false, our_subjects(options, &data, threads)?),
-        group(false, memory::subjects(threads)),
-        group(false, scalar::subjects(shape, threads)),
-    ];
-    for peer in peers {
-        groups.push(group(true, peer.subjects(&mut data)?));
-    }
-    #[cfg(feature = "candle")]
-    if layout == Layout::Nchw || case.spatial.is_empty() {
-        groups.push(group(true, crate::candle::subjects(case, &data)?));
-    }
-    groups.retain(|g| !g.subjects.is_empty());
+    let mut groups = groups(options, threads, peers, &mut data)?;
     check(&mut groups, &mut data)?;
     for timed in groups.iter_mut().flat_map(|g| &mut g.subjects) {
         // The first call may have made threads, code and pages; another one may have been interrupted.
@@ -141,6 +127,28 @@ fn measure(options: &Options, case: &Case, layout: Layout, threads: usize, peers
     }
     let rows = groups.into_iter().flat_map(|g| g.subjects).map(|t| t.row(case, layout, threads));
     Ok(rows.collect())
+}
+
+/// All libraries' subjects, on these data.
+pub fn groups(options: &Options, threads: usize, peers: &[Rc<OneDnn>], data: &mut Data) -> Result<Vec<Group<'static>>> {
+    let group = |foreign, subjects: Vec<Subject<'static>>| {
+        let timed = |subject| Timed { subject, calls: 1, warm: true, samples: Vec::new() };
+        Group { foreign, subjects: subjects.into_iter().map(timed).collect() }
+    };
+    let mut groups = vec![
+        group(false, our_subjects(options, data, threads)?),
+        group(false, memory::subjects(threads)),
+        group(false, scalar::subjects(data.shape, threads)),
+    ];
+    for peer in peers {
+        groups.push(group(true, peer.subjects(data)?));
+    }
+    #[cfg(feature = "candle")]
+    if data.shape.layout() == Layout::Nchw || data.shape.spatial() == 1 {
+        groups.push(group(true, crate::candle::subjects(data)?));
+    }
+    groups.retain(|g| !g.subjects.is_empty());
+    Ok(groups)
 }
 
 /// Every ISA for what the peers do too, the best one for the rest.

@@ -8,7 +8,7 @@ use bn_benches::{Operation, Subject};
 use bn_core::{Layout, Shape};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 use std::rc::Rc;
 
@@ -105,8 +105,15 @@ fn done(status: Status, what: &str) -> Result<()> {
 }
 
 impl OneDnn {
+    /// Each of the libraries, once.
+    pub fn load_all<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> Result<Vec<Rc<Self>>> {
+        let mut paths: Vec<_> = paths.collect();
+        paths.dedup();
+        paths.into_iter().map(|path| Self::load(path)).collect()
+    }
+
     /// Loads `libdnnl.so.3`, or what it is called. It stays loaded.
-    pub fn load(path: &Path) -> Result<Rc<Self>> {
+    fn load(path: &Path) -> Result<Rc<Self>> {
         // SAFETY: the user says that this is oneDNN.
         let library = unsafe { Library::new(path) }.with_context(|| format!("loading {}", path.display()))?;
         // Its threads live as long as the process.
