@@ -6,6 +6,10 @@ fn documents(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_symlink() {
+            // The README beside a package, whose links are those of its own place.
+            continue;
+        }
         if path.is_dir() {
             // What is built, and what is not ours.
             if !name.starts_with('.') && !["target", "corpus", "artifacts"].contains(&name.as_str()) {
