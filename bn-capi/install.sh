@@ -2,10 +2,12 @@
 # Installs the header, the libraries that `cargo build --release -p bn-capi` has built, and batchnorm.pc.
 #
 #   bn-capi/install.sh PREFIX        e.g. /usr/local; DESTDIR is put in front of it
+#
+# BATCHNORM_LIBRARIES is where they are, if elsewhere.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 prefix=${1:?usage: install.sh PREFIX}
-built=${CARGO_TARGET_DIR:-$here/../target}/release
+built=${BATCHNORM_LIBRARIES:-${CARGO_TARGET_DIR:-$here/../target}/release}
 to=${DESTDIR:-}$prefix
 
 [ -f "$built/libbatchnorm.so" ] && [ -f "$built/libbatchnorm.a" ] || {

@@ -4,11 +4,19 @@
 #
 #   ci/capi.sh               all
 #   ci/capi.sh firmware      the archive for Cortex-M4F and its example alone
+#
+# BATCHNORM_PROFILE=dev takes the profile of the tests instead of release, whose kernels are there after them: they take as
+# long to compile as most of the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
-libraries=$CARGO_TARGET_DIR/release
+export BATCHNORM_PROFILE=${BATCHNORM_PROFILE:-release}
+libraries=$CARGO_TARGET_DIR/${BATCHNORM_PROFILE/#dev/debug}
+export BATCHNORM_LIBRARIES=$libraries
+packages=(-p bn-capi)
+# With the features of the whole workspace and its tests, or bn-core is compiled again.
+[ "$BATCHNORM_PROFILE" != dev ] || packages=(--workspace --lib --test header)
 header=bn-capi/include/batchnorm.h
 flags=(-Wall -Wextra -Wpedantic -Werror)
 
@@ -62,7 +70,7 @@ firmware_example() {
         $from/net.c $from/startup.c "$CARGO_TARGET_DIR/$target/firmware/libbatchnorm.a" -o "$to/net.elf"
     arm-none-eabi-size "$to/net.elf"
     ! arm-none-eabi-nm "$to/net.elf" | grep -E ' (malloc|_malloc_r|_sbrk)$' || die 'the firmware has a heap'
-    (cd embedded && BN_BOARD=mps2 ../ci/cross.sh cargo build --locked --quiet --profile small -p runner --bin net --target $target)
+    (cd embedded && BN_BOARD=mps2 ../ci/cross.sh cargo build --locked --quiet --profile small -p runner --bin net --features net --target $target)
     rust=$CARGO_TARGET_DIR/$target/small/net
     local program
     for program in "$to/net.elf" "$rust"; do
@@ -76,7 +84,7 @@ firmware_example() {
 }
 
 if [ "${1:-}" = firmware ]; then
-    cargo build --release -p bn-capi
+    cargo build --profile "$BATCHNORM_PROFILE" "${packages[@]}"
     firmware
     firmware_example
     exit
@@ -85,7 +93,7 @@ fi
 command -v gcc >/dev/null && command -v g++ >/dev/null || die 'gcc and g++ are missing'
 
 step 'the libraries'
-cargo build --release -p bn-capi
+cargo build --profile "$BATCHNORM_PROFILE" "${packages[@]}"
 
 step 'the header: C and C++ without a warning'
 for std in c99 c11 c17; do gcc "${flags[@]}" -std=$std -fsyntax-only -x c "$header"; done

@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
-command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+# Not optimised: it runs for seconds, and takes minutes to build.
+command -v cargo-deny >/dev/null || cargo install --locked --debug cargo-deny
 # A workspace is what has a lock file; --locked: the versions there are those that are checked.
 git ls-files '*Cargo.lock' | while read -r lock; do
     printf '\n== cargo deny: %s\n' "${lock%.lock}.toml"

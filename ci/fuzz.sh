@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Every fuzz target, or those named, for a bounded number of runs from the seeds. RUNS changes the number for all.
-# SANITIZER=none leaves the address sanitizer out: bn-core's kernels take minutes less to compile.
+# SANITIZER=none leaves the address sanitizer out, and BLIND=1 bn-core's coverage counters: each takes minutes from a build.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
-command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+command -v cargo-fuzz >/dev/null || cargo install --locked --debug cargo-fuzz
 # Few of what is slow: oracles and threads.
 declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [fold]=20000 [capi]=10000
     [errors]=50000)
 targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages fold capi errors)
 
+[ -z "${BLIND:-}" ] || export RUSTC_WRAPPER=$PWD/uninstrumented.sh
 how=(--sanitizer "${SANITIZER:-address}" --codegen-units 16)
 cargo +nightly fuzz build "${how[@]}"
 for t in "${targets[@]}"; do

@@ -1,7 +1,7 @@
 //! C programs, written from the header alone, against the built libraries.
 //!
-//! They need the libraries as their users build them (`cargo build --release -p bn-capi`) and gcc: `ci/capi.sh` sees to
-//! that, and runs these tests.
+//! They need the libraries (in BATCHNORM_LIBRARIES, or as their users build them, by `cargo build --release -p bn-capi`) and
+//! gcc: `ci/capi.sh` sees to that, and runs these tests.
 
 use bn_core::{
     Affine, BackwardInput, BatchNorm, Element, Gradients, Moments, Op, Run, RunningStats, Shape, Statistics,
@@ -17,7 +17,8 @@ fn libraries() -> &'static Path {
     BUILT.get_or_init(|| {
         // target/debug/deps/programs-…
         let exe = std::env::current_exe().unwrap();
-        let libraries = exe.ancestors().nth(3).unwrap().join("release");
+        let release = exe.ancestors().nth(3).unwrap().join("release");
+        let libraries = std::env::var_os("BATCHNORM_LIBRARIES").map_or(release, PathBuf::from);
         // Programs ask for the name that the library was given.
         std::fs::create_dir_all(libraries.join("c-programs")).unwrap();
         std::fs::copy(libraries.join("libbatchnorm.so"), libraries.join("c-programs/libbatchnorm.so.0.1")).unwrap();
@@ -169,7 +170,7 @@ fn steps() -> String {
 }
 
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn a_training_step_has_the_bits_of_rust() {
     let expected = steps();
     assert_eq!(expected.lines().count(), 64);
@@ -186,19 +187,19 @@ fn a_training_step_has_the_bits_of_rust() {
 }
 
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn every_status_has_a_way_to_it() {
     run(&mut Command::new(program("statuses.c", Link::Shared)));
 }
 
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn operands_may_be_one_another_as_allowed() {
     run(&mut Command::new(program("aliases.c", Link::Shared)));
 }
 
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn the_environment_of_the_caller_changes_nothing() {
     for link in [Link::Shared, Link::Static] {
         run(&mut Command::new(program("environment.c", link)));
@@ -207,20 +208,20 @@ fn the_environment_of_the_caller_changes_nothing() {
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn without_memory_calls_are_refused() {
     run(&mut Command::new(program("memory.c", Link::Shared)));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn it_can_be_loaded_and_unloaded_again_and_again() {
     run(Command::new(program("unload.c", Link::Not)).arg(libraries().join("libbatchnorm.so")));
 }
 
 #[test]
-#[ignore = "needs the release build of the libraries, and gcc: ci/capi.sh"]
+#[ignore = "needs the libraries and gcc: ci/capi.sh"]
 fn cpp_takes_the_header() {
     run(&mut Command::new(program("header.cpp", Link::Shared)));
 }

@@ -37,6 +37,18 @@ const MIN_PARALLEL: usize = 1 << 17;
 /// Channels that a thread takes at least where there is only a little to do for each: a microsecond's worth.
 const MIN_CHANNELS: usize = 128;
 
+/// Whether elements may be taken one by one, and whether they are on whichever CPU: without vectors there is one ISA.
+pub(crate) const MAYBE_SINGLE: bool = Base::SINGLE;
+pub(crate) const ALWAYS_SINGLE: bool = MAYBE_SINGLE && (cfg!(target_os = "none") || cfg!(not(target_feature = "sse2")));
+
+/// [`Engine::single`], by constants that stand in the condition itself: what is never taken is not compiled then.
+macro_rules! single {
+    ($engine:expr) => {
+        $crate::engine::ALWAYS_SINGLE || $crate::engine::MAYBE_SINGLE && $engine.single()
+    };
+}
+pub(crate) use single;
+
 /// A validated tensor: where it is cut, and what runs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Engine {
@@ -93,7 +105,7 @@ impl Engine {
 
     /// Whether elements are taken one by one.
     pub(crate) fn single(&self) -> bool {
-        Base::SINGLE && (cfg!(target_os = "none") || self.isa.kind() == IsaKind::Portable)
+        ALWAYS_SINGLE || MAYBE_SINGLE && self.isa.kind() == IsaKind::Portable
     }
 
     /// Takes note of the strides of all operands.
@@ -283,7 +295,7 @@ impl Engine {
         if self.shape.is_empty() {
             return Ok(());
         }
-        if self.single() {
+        if single!(self) {
             let slot = scalar::State::<E::Compute, K, N>::WORDS;
             return run.phase(self.width(run), band.end - band.first, slot, &|c, scratch| {
                 let Some(state) = scalar::State::new(scratch) else { return };
@@ -396,7 +408,7 @@ impl Engine {
         if self.shape.is_empty() {
             return Ok(());
         }
-        if self.single() {
+        if single!(self) {
             return run.phase(self.width(run), band.end - band.first, 0, &|c, _| {
                 let channel = band.first + c;
                 let k = op.coefficients(channel);

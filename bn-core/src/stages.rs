@@ -9,7 +9,7 @@
 use crate::activation::{ANY, LIMITS, PLAIN, UNDO};
 use crate::backward::SumSink;
 use crate::element::sealed::Storage;
-use crate::engine::Engine;
+use crate::engine::{Engine, single};
 use crate::exec::{Failed, Run};
 use crate::forward::MomentSink;
 use crate::kernel::backward_apply::{Apply, ApplyFrozen};
@@ -120,7 +120,7 @@ macro_rules! stages {
             ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
-                    if e.single() {
+                    if single!(e) {
                         return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
                     let ([x, _], all) = (from, e.all());
@@ -147,7 +147,7 @@ macro_rules! stages {
             ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
-                    if e.single() {
+                    if single!(e) {
                         return e.map::<$t, _, 2, 2, 3, 1>(op, from, to, e.all(), run);
                     }
                     Self::normalize(e, &op.as_kind::<ANY, true>(), from, to, run)
@@ -164,7 +164,7 @@ macro_rules! stages {
             ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
-                    if e.single() {
+                    if single!(e) {
                         return e.reduce::<$t, _, _, 3, 2, 2, 3>(op, &inputs.places, band, sink, run);
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
@@ -192,7 +192,7 @@ macro_rules! stages {
             ) -> Result<(), Failed> {
                 // SAFETY: by the caller.
                 unsafe {
-                    if e.single() {
+                    if single!(e) {
                         return e.map::<$t, _, 3, 2, 5, 2>(op, &inputs.places, &to.places, band, run);
                     }
                     let (all, [two @ .., _]) = (&inputs.places, &inputs.places);
@@ -227,7 +227,7 @@ macro_rules! stages {
                 let ([_, two @ ..], Outputs { places: to @ [one @ .., _], both }) = (&inputs.places, to);
                 // SAFETY: by the caller.
                 unsafe {
-                    if e.single() {
+                    if single!(e) {
                         return e.map::<$t, _, 2, 1, 1, 2>(op, two, to, band, run);
                     }
                     let [dy @ .., _] = two;

@@ -1,24 +1,29 @@
 //! Where a board has its memory, and how the program for each target is linked.
 
-use bn_core::{Affine, BatchNorm, Prepared, Shape};
 use std::{env, fs, path::Path};
 
-include!("src/net-parameters.rs");
+#[cfg(feature = "net")]
+mod net {
+    use bn_core::{Affine, BatchNorm, Prepared, Shape};
+    use std::{fs, path::Path};
 
-/// Writes the parameters of bin/net.rs, and what they are prepared to: a table for flash.
-fn prepare_net(out: &Path) {
-    let [gamma, beta, mean, var] = trained();
-    let bn = BatchNorm::<f32>::new(Shape::nhwc(1, CHANNELS, &[1]).unwrap(), EPSILON).unwrap();
-    let mut table = [Prepared::default(); CHANNELS];
-    bn.prepare(Affine::new(&gamma, &beta), &mean, &var, &mut table).unwrap();
-    let mut text = fs::read_to_string("src/net-parameters.rs").expect("it is beside build.rs");
-    text += "\nstatic TABLE: [Prepared<f32>; CHANNELS] = [\n";
-    for Prepared { mean, scale, shift } in table {
-        // The shortest decimals that are these numbers again.
-        text += &format!("    Prepared {{ mean: {mean:?}, scale: {scale:?}, shift: {shift:?} }},\n");
+    include!("src/net-parameters.rs");
+
+    /// Writes the parameters of bin/net.rs, and what they are prepared to: a table for flash.
+    pub fn prepare(out: &Path) {
+        let [gamma, beta, mean, var] = trained();
+        let bn = BatchNorm::<f32>::new(Shape::nhwc(1, CHANNELS, &[1]).unwrap(), EPSILON).unwrap();
+        let mut table = [Prepared::default(); CHANNELS];
+        bn.prepare(Affine::new(&gamma, &beta), &mean, &var, &mut table).unwrap();
+        let mut text = fs::read_to_string("src/net-parameters.rs").expect("it is beside build.rs");
+        text += "\nstatic TABLE: [Prepared<f32>; CHANNELS] = [\n";
+        for Prepared { mean, scale, shift } in table {
+            // The shortest decimals that are these numbers again.
+            text += &format!("    Prepared {{ mean: {mean:?}, scale: {scale:?}, shift: {shift:?} }},\n");
+        }
+        text += "];\n";
+        fs::write(out.join("net.rs"), text).expect("OUT_DIR can be written");
     }
-    text += "];\n";
-    fs::write(out.join("net.rs"), text).expect("OUT_DIR can be written");
 }
 
 /// Where the vectors, the program and its memory go, and how much of that the set may have.
@@ -69,7 +74,8 @@ fn main() {
     let var = |name: &str| env::var(name).unwrap_or_default();
     let arch = var("CARGO_CFG_TARGET_ARCH");
     let mut words = 80 * 1024;
-    prepare_net(Path::new(&var("OUT_DIR")));
+    #[cfg(feature = "net")]
+    net::prepare(Path::new(&var("OUT_DIR")));
     if var("CARGO_CFG_TARGET_OS") == "none" {
         let default = if arch == "riscv32" { "virt" } else { "mps2" };
         let wanted = env::var("BN_BOARD").unwrap_or(default.into());
