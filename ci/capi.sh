@@ -5,8 +5,8 @@
 #   ci/capi.sh               all
 #   ci/capi.sh firmware      the archive for Cortex-M4F and its example alone
 #
-# BATCHNORM_PROFILE=dev takes the profile of the tests instead of release, whose kernels are there after them: they take as
-# long to compile as most of the rest.
+# BATCHNORM_PROFILE=dev takes the tests' profile instead of release: after the tests its kernels are there, and those of release take
+# minutes to compile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

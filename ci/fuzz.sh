@@ -12,7 +12,8 @@ declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [is
 targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages fold capi errors)
 
-[ -z "${BLIND:-}" ] || export RUSTC_WRAPPER=$PWD/uninstrumented.sh
+# In a directory of its own: cargo would take one bn-core for the other.
+[ -z "${BLIND:-}" ] || export RUSTC_WRAPPER=$PWD/uninstrumented.sh CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/blind
 how=(--sanitizer "${SANITIZER:-address}" --codegen-units 16)
 cargo +nightly fuzz build "${how[@]}"
 for t in "${targets[@]}"; do
