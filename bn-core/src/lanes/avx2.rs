@@ -127,13 +127,20 @@ impl Lanes for Avx2 {
     unsafe fn store_bf16<const PAST: bool, const DEALT: bool>(v: F32, p: *mut u16) {
         // SAFETY: as above.
         unsafe {
-            let (first, second) = (round_bf16(v.0), round_bf16(v.1));
-            let low = _mm256_srli_epi32::<16>(first);
+            let (first, second) = (_mm256_castps_si256(v.0), _mm256_castps_si256(v.1));
             if DEALT {
-                return store::<PAST>(p, _mm256_blend_epi16::<0b1010_1010>(low, second));
+                let high = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(first), second);
+                let low = _mm256_blend_epi16::<0b1010_1010>(first, _mm256_slli_epi32::<16>(second));
+                return store::<PAST>(p, round_bf16(high, low));
             }
             // Packing works on 128-bit halves: 0–3, 8–11, 4–7, 12–15, put in order afterwards.
-            let packed = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(second));
+            let high = _mm256_packus_epi32(_mm256_srli_epi32::<16>(first), _mm256_srli_epi32::<16>(second));
+            let zero = _mm256_setzero_si256();
+            let low = _mm256_packus_epi32(
+                _mm256_blend_epi16::<0b1010_1010>(first, zero),
+                _mm256_blend_epi16::<0b1010_1010>(second, zero),
+            );
+            let packed = round_bf16(high, low);
             store::<PAST>(p, _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
@@ -150,15 +157,16 @@ unsafe fn store<const PAST: bool>(p: *mut u16, v: __m256i) {
     unsafe { if PAST { _mm256_stream_si256(p.cast(), v) } else { _mm256_storeu_si256(p.cast(), v) } }
 }
 
-/// Rounded to bfloat16, in the high half of each lane: see [`super::half::narrow_bf16`].
+/// Rounds f32 to bfloat16, of whose bits these are the high and the low halves: up where the low one is more than 0x8000, or as
+/// much and the high one is odd. The bits of [`super::half::narrow_bf16`], in eight instructions for 16 elements, of which as whole
+/// lanes there were ten (maps in cache 1.06 to 1.13 times as fast, past the caches up to 1.1: Zen 3).
 #[cfg(feature = "half")]
 #[inline(always)]
-fn round_bf16(v: __m256) -> __m256i {
+fn round_bf16(high: __m256i, low: __m256i) -> __m256i {
     // SAFETY: called with vectors that a token made.
     unsafe {
-        let bits = _mm256_castps_si256(v);
-        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)))
+        let even = _mm256_andnot_si256(high, _mm256_set1_epi16(1));
+        _mm256_add_epi16(high, _mm256_srli_epi16::<15>(_mm256_subs_epu16(low, even)))
     }
 }
 
