@@ -215,6 +215,12 @@ where
         // SAFETY: by the caller.
         unsafe {
             let v = M::before(ready, load_all::<true, _, _, _>(lanes, &image.from, element));
+            if STREAM && lanes.ahead() {
+                // Of the image's next turn: 1.0 to 1.18 times as fast (AVX2, Zen 3; with lines 256 bytes ahead 0.95 to 1).
+                for i in 0..I {
+                    lanes.ask(image.from[i].wrapping_add(element), TURN);
+                }
+            }
             let sum = self.op.join(v, M::formula(v, k));
             if check && !sum.all_finite() {
                 return false;

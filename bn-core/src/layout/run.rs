@@ -523,7 +523,9 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
         let (lanes_of, zero) = (<Vec<E, L>>::WIDTH, Vec::<E, L>::splat(lanes, Compute::<E>::ZERO));
         let check = op.checked() || !k.safe;
         let ahead = const { STREAM && S > 1 } && lanes.ahead();
-        let turns = const { STREAM && ROWS && S == 1 } && lanes.ahead() && (const { K > 3 } || k.bytes() >= WIDE);
+        let halves = lanes_of * size_of::<E>() < LINE;
+        let turns =
+            const { STREAM && ROWS && S == 1 } && lanes.ahead() && (const { K > 3 } || halves || k.bytes() >= WIDE);
         let late = const { STREAM && S > 1 } && !lanes.ahead() && self.a_line_on();
         // SAFETY: by the caller.
         unsafe {
@@ -572,7 +574,8 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                     }
                     if turns {
                         // Of the part's next turn: backward at 1024 channels, by turns, is 1.18 times as fast, inference at 3072 and 4096 1.1
-                        // to 1.25 (at 1024, whose constants a first-level cache does hold, 0.75).
+                        // to 1.25 (at 1024, whose constants a first-level cache does hold, 0.75: Zen 4), that of bf16 at any number of
+                        // channels 1.06 to 1.25 (Zen 3).
                         for i in 0..I {
                             lanes.ask(self.from[i].wrapping_add(at), TURN);
                         }

@@ -554,6 +554,36 @@ fn sums_of_rows_past_the_caches_ask_for_lines_ahead() {
     }
 }
 
+#[test]
+fn sums_of_planes_past_the_caches_ask_for_lines_ahead() {
+    // Small planes, of which two channels or more go at once, planes of a run, and of several.
+    for (channels, plane, operands) in [(6, 64, 1), (5, 64, 2), (3, 256, 1), (3, 1024, 2), (1, 8192, 1)] {
+        for past in [true, false] {
+            // Four images at a time, and those that are left over.
+            let least = CACHED_BYTES / size_of::<f32>() / operands / channels / plane;
+            let images = if past { least + 1 } else { least - 1 };
+            let bn = plan(Shape::nchw(images, channels, &[plane]).unwrap());
+            let n = bn.shape().len();
+            let [x, dy] = [0, 1].map(|skew| Tensor::new(if skew < operands { n } else { 0 }, skew));
+            let sums = |ways| match operands {
+                1 => moments_by(ways, &bn, &x),
+                _ => gradients_by(ways, &bn, [&x, &dy], None, Statistics::Batch(&batch(&bn)), None, true),
+            };
+            let events = sums(AHEAD);
+            let expected = if past { vectors(0..n) } else { vec![] };
+            for tensor in &[&x, &dy][..operands] {
+                assert!(sorted(asked(tensor, &events, ASKED)) == expected, "{bn:?}, {operands}, {past}");
+            }
+            assert!(sums(LINES).iter().all(|e| e.kind != Kind::Ask));
+        }
+    }
+    // Planes with gaps between their elements are staged: nothing is asked for.
+    let bn = plan(Shape::nhwc(CACHED_BYTES / size_of::<f32>() / 512, 1, &[512]).unwrap());
+    let bn = bn.with_strides(Strides { x: Stride { batch: 1024, inner: 2 }, ..Strides::DENSE }).unwrap();
+    let events = moments_by(AHEAD, &bn, &Tensor::new(2 * bn.shape().len(), 0));
+    assert!(events.iter().all(|e| e.kind != Kind::Ask));
+}
+
 /// Where stores would hold back the loads of the next line, they come after those.
 #[test]
 fn stores_past_the_caches_come_late_if_that_helps() {
@@ -578,7 +608,8 @@ fn images_are_stored_past_the_caches_two_at_a_time() {
             let bn = plan(Shape::nchw(images, channels, &[plane]).unwrap());
             let (n, image) = (bn.shape().len(), channels * plane);
             let (x, mut y) = (Tensor::new(n, 0), Tensor::new(n, skew));
-            let events = inference(&bn, &x, &mut y);
+            assert!(inference(&bn, &x, &mut y).iter().all(|e| e.kind != Kind::Ask));
+            let events = inference_by(AHEAD, &bn, &x, &mut y);
             let half = images.div_ceil(2);
             let lead = |i: usize| (LANES - (skew + i * image) % LANES) % LANES;
             let lines = |i: usize| i * image + lead(i)..(i + 1) * image - (image - lead(i)) % LANES;
@@ -598,6 +629,8 @@ fn images_are_stored_past_the_caches_two_at_a_time() {
                 }
             }
             assert_eq!(y.seen(&events, Kind::Past), past, "{bn:?}, {skew}");
+            // With what each of them reads the same of the next turn.
+            assert!(asked(&x, &events, TURN) == past, "{bn:?}, {skew}");
             let mut others = vec![];
             for i in 0..images {
                 others.extend((lead(i) > 0).then_some(i * image));
