@@ -62,8 +62,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lines(self) -> bool {
         false
     }
-    /// Whether loops that read from beyond the caches beside a table [ask for lines ahead](Lanes::ask): sums of rows, and the parts of a run
-    /// that are stored past the caches. Those then go a vector of each in turn, if vectors are whole lines and the parts begin
+    /// Whether loops that read from beyond the caches [ask for lines ahead](Lanes::ask): sums, images, and the parts of a run that are
+    /// stored past the caches. Those then go a vector of each in turn, if vectors are whole lines and the parts begin
     /// at different places of their pages; else by turns. Without: all vectors loaded, then all stored. It changes no bit.
     #[inline(always)]
     fn ahead(self) -> bool {
