@@ -57,9 +57,6 @@ pub(crate) unsafe fn reduce<L, E, R, const I: usize, const J: usize, const K: us
         results: carve.take(width),
         constants: carve.take(width),
         stage: if staged(from) { carve.take::<E>(I * STAGE * lanes_of) } else { core::ptr::null_mut() },
-        // What is staged is not read from there.
-        asks: !staged(from)
-            && past_caches::<E>(I, geo.visits.items(0, geo.visits.len()) * geo.channels * geo.positions),
     };
     for g in cells.0..cells.1 {
         // SAFETY: by the caller; the table has as many channels.
@@ -82,10 +79,6 @@ struct Table<E: Element, const K: usize, const N: usize> {
     constants: *mut [Compute<E>; K],
     /// Where what is not contiguous is staged.
     stage: *mut E,
-    /// Whether lines ahead are [asked for](Lanes::ask) where planes come from beyond the caches: two images at a time, a kilobyte
-    /// of each, end the hardware's streams. Moments are then 1.03 to 1.3 times as fast, backward sums 1.1 to 1.3 (AVX2, Zen 3; in cache
-    /// 0.95 to 1; a kilobyte ahead instead of [`ASKED`] 0.8 to 1).
-    asks: bool,
 }
 
 /// The constants of all channels, with pivots from samples of blocks `first..end`.
@@ -162,12 +155,13 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
     E: Element,
     R: Reduction<E, I, J, K, N>,
 {
-    let &Table { sums, results, constants, stage, asks } = t;
+    let &Table { sums, results, constants, stage } = t;
     let lanes_of = Compute::<E>::LANES;
     let width = channels.end - channels.first;
     let (first, end) = geo.blocks(g);
+    let asks = asks::<E, I>(geo, from);
     // The first piece, which may be the only one: to work it out took as long as to sum a small plane.
-    let piece0 = Strip::new(geo, 0, lanes_of);
+    let piece0 = Strip::new(geo, 0, lanes_of, asks);
     let n = geo.count(g, lanes_of);
     let per_n = 1.0 / n as f64;
     // At most twice: a second time if pivots turn out to be far from the means.
@@ -205,7 +199,6 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                                     piece0.first,
                                     table,
                                     place,
-                                    asks,
                                 );
                             } else {
                                 sum_small::<L, E, R, I, J, K, N, 2>(
@@ -217,7 +210,6 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                                     piece0.first,
                                     table,
                                     place,
-                                    asks,
                                 );
                             }
                         }
@@ -225,7 +217,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                         continue;
                     }
                     for p in p0..p1 {
-                        let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of) };
+                        let strip = if geo.pieces == 1 { piece0 } else { Strip::new(geo, p, lanes_of, asks) };
                         // SAFETY: c < width, the length of all three; the visit's images and the piece are inside the
                         // geometry.
                         unsafe {
@@ -234,7 +226,7 @@ unsafe fn cell<L, E, R, const I: usize, const J: usize, const K: usize, const N:
                             let mut acc = unfinished::<L, E, N>(lanes, sums, place.0);
                             let channel = channels.first + c;
                             acc = sum_piece::<L, E, R, I, J, K, N>(
-                                lanes, ready, geo, from, visit, channel, strip, &k, acc, stage, asks,
+                                lanes, ready, geo, from, visit, channel, strip, &k, acc, stage,
                             );
                             keep::<L, E, N>(acc, sums, &mut *results.add(c), place.1);
                         }
@@ -339,7 +331,6 @@ unsafe fn sum_small<L, E, R, const I: usize, const J: usize, const K: usize, con
     range: Range,
     (constants, results, sums): (*mut [Compute<E>; K], *mut [f64; N], *mut Compute<E>),
     (begun, goes_on): (bool, bool),
-    asks: bool,
 ) where
     L: Lanes,
     E: Element,
@@ -353,42 +344,14 @@ unsafe fn sum_small<L, E, R, const I: usize, const J: usize, const K: usize, con
             k[t] = splat_all(lanes, &*constants.add(t));
         }
         // Each image has loads of its own: prefetchers learn by instruction (planes of 7×7 were read at half the speed).
-        chains = sum::<L, E, R, I, J, K, N, T>(
-            lanes,
-            ready,
-            &small(from, visit.item(0), channel, range),
-            range,
-            &k,
-            chains,
-            asks,
-        );
-        chains = sum::<L, E, R, I, J, K, N, T>(
-            lanes,
-            ready,
-            &small(from, visit.item(1), channel, range),
-            range,
-            &k,
-            chains,
-            asks,
-        );
-        chains = sum::<L, E, R, I, J, K, N, T>(
-            lanes,
-            ready,
-            &small(from, visit.item(2), channel, range),
-            range,
-            &k,
-            chains,
-            asks,
-        );
-        chains = sum::<L, E, R, I, J, K, N, T>(
-            lanes,
-            ready,
-            &small(from, visit.item(3), channel, range),
-            range,
-            &k,
-            chains,
-            asks,
-        );
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(0), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(1), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(2), channel, range), range, &k, chains);
+        chains =
+            sum::<L, E, R, I, J, K, N, T>(lanes, ready, &small(from, visit.item(3), channel, range), range, &k, chains);
         for t in 0..T {
             let sums = sums.add(t * N * Compute::<E>::LANES);
             let acc = add(unfinished::<L, E, N>(lanes, sums, begun), chains[t]);
@@ -431,7 +394,6 @@ unsafe fn sum_piece<L, E, R, const I: usize, const J: usize, const K: usize, con
     k: &[Vec<E, L>; K],
     mut acc: [Vec<E, L>; N],
     stage: *mut E,
-    asks: bool,
 ) -> [Vec<E, L>; N]
 where
     L: Lanes,
@@ -446,18 +408,17 @@ where
             let (range, mut chain) = (first, zero);
             for t in 0..visit.count {
                 let at = [Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage)];
-                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at, range, &[*k], [chain], asks)[0];
+                chain = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &at, range, &[*k], [chain])[0];
             }
             return add(acc, chain);
         }
         for run in 0..runs {
-            let range = if run == 0 { first } else { Range::of_run(geo, piece, runs, run, lanes_of) };
+            let range = if run == 0 { first } else { Range::of_run(geo, piece, runs, run, lanes_of, first.asks) };
             let at = |t: usize| Place::parts_of(from, (visit.item(t), channel), range.start, range.width, stage);
             // What is staged goes one by one.
             if visit.count < 4 || !stage.is_null() {
                 for t in 0..visit.count {
-                    acc =
-                        add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, &[*k], [zero], asks)[0]);
+                    acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(t)], range, &[*k], [zero])[0]);
                 }
             } else if L::STREAMS == 4 {
                 let chains = sum::<L, E, R, I, J, K, N, _>(
@@ -467,25 +428,30 @@ where
                     range,
                     &[*k; 4],
                     [zero; 4],
-                    asks,
                 );
                 acc = add(add(add(add(acc, chains[0]), chains[1]), chains[2]), chains[3]);
             } else if L::STREAMS == 2 {
-                let chains =
-                    sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1)], range, &[*k; 2], [zero; 2], asks);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0), at(1)], range, &[*k; 2], [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
-                let chains =
-                    sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2), at(3)], range, &[*k; 2], [zero; 2], asks);
+                let chains = sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2), at(3)], range, &[*k; 2], [zero; 2]);
                 acc = add(add(acc, chains[0]), chains[1]);
             } else {
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0)], range, &[*k], [zero], asks)[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(1)], range, &[*k], [zero], asks)[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2)], range, &[*k], [zero], asks)[0]);
-                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(3)], range, &[*k], [zero], asks)[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(0)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(1)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(2)], range, &[*k], [zero])[0]);
+                acc = add(acc, sum::<L, E, R, I, J, K, N, _>(lanes, ready, &[at(3)], range, &[*k], [zero])[0]);
             }
         }
     }
     acc
+}
+
+/// Whether lines ahead are [asked for](Lanes::ask) where planes come from beyond the caches: two images at a time, a kilobyte of each, end
+/// the hardware's streams. Moments are then 1.03 to 1.3 times as fast, backward sums 1.1 to 1.3 (AVX2, Zen 3; in cache 0.93 to 1; a
+/// kilobyte ahead instead of [`ASKED`] bytes 0.76 to 1.18). Not where they are staged, which are read from there.
+#[inline(always)]
+fn asks<E: Element, const I: usize>(geo: &Planes, from: &[Place<E>; I]) -> bool {
+    !staged(from) && past_caches::<E>(I, geo.visits.items(0, geo.visits.len()) * geo.channels * geo.positions)
 }
 
 /// A piece of a plane, in runs of at most [`CHAIN`] vectors.
@@ -499,10 +465,10 @@ struct Strip {
 
 impl Strip {
     #[inline(always)]
-    fn new(geo: &Planes, p: usize, lanes: usize) -> Self {
+    fn new(geo: &Planes, p: usize, lanes: usize, asks: bool) -> Self {
         let piece = geo.piece(p, lanes);
         let runs = piece.vectors.div_ceil(CHAIN);
-        Strip { piece, runs, first: Range::of_run(geo, piece, runs, 0, lanes) }
+        Strip { piece, runs, first: Range::of_run(geo, piece, runs, 0, lanes, asks) }
     }
 }
 
@@ -521,18 +487,20 @@ struct Range {
     /// Where the last one starts if it is not whole, and how many of its lanes have been counted.
     last: usize,
     counted: usize,
+    /// Whether lines behind them are [asked for](asks).
+    asks: bool,
 }
 
 impl Range {
     /// Run `run` of a piece.
     #[inline(always)]
-    fn of_run(geo: &Planes, piece: Piece, runs: usize, run: usize, lanes: usize) -> Self {
+    fn of_run(geo: &Planes, piece: Piece, runs: usize, run: usize, lanes: usize, asks: bool) -> Self {
         let (first, end) = (part(piece.vectors, runs, run), part(piece.vectors, runs, run + 1));
-        Range::new(geo, piece.first + first, piece.first + end, lanes)
+        Range::new(geo, piece.first + first, piece.first + end, lanes, asks)
     }
 
     #[inline(always)]
-    fn new(geo: &Planes, first: usize, end: usize, lanes: usize) -> Self {
+    fn new(geo: &Planes, first: usize, end: usize, lanes: usize, asks: bool) -> Self {
         let (whole, last) = (end.min(geo.positions / lanes), geo.positions - lanes);
         let start = (first * lanes).min(last);
         Range {
@@ -542,6 +510,7 @@ impl Range {
             whole: whole - first.min(whole),
             last: last - start,
             counted: if whole < end { whole * lanes - last } else { 0 },
+            asks,
         }
     }
 }
@@ -558,7 +527,6 @@ unsafe fn sum<L, E, R, const I: usize, const J: usize, const K: usize, const N: 
     range: Range,
     k: &[[Vec<E, L>; K]; T],
     mut chains: [[Vec<E, L>; N]; T],
-    asks: bool,
 ) -> [[Vec<E, L>; N]; T]
 where
     L: Lanes,
@@ -572,7 +540,7 @@ where
         while t < T {
             // SAFETY: the vector lies in the range.
             let x = unsafe { load_all::<true, _, _, _>(lanes, &at[t], from) };
-            if lanes.ahead() && asks {
+            if lanes.ahead() && range.asks {
                 for i in 0..I {
                     lanes.ask(at[t][i].wrapping_add(from), ASKED);
                 }
