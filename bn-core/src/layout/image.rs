@@ -11,7 +11,7 @@
 
 use super::grid::div;
 use super::run::{Constants, Elements, TURN, lead};
-use super::{Compute, MOST_LANES, Vec, deals, load_all, splat_all, store_all, stream_all};
+use super::{Compute, MOST_LANES, Vec, ask_all, deals, load_all, splat_all, store_all, stream_all};
 use crate::dispatch::Task;
 use crate::element::Element;
 use crate::kernel::Map;
@@ -217,9 +217,7 @@ where
             let v = M::before(ready, load_all::<true, _, _, _>(lanes, &image.from, element));
             if STREAM && lanes.ahead() {
                 // Of the image's next turn: 1.0 to 1.18 times as fast (AVX2, Zen 3; with lines 256 bytes ahead 0.95 to 1).
-                for i in 0..I {
-                    lanes.ask(image.from[i].wrapping_add(element), TURN);
-                }
+                ask_all(lanes, &image.from, element, TURN);
             }
             let sum = self.op.join(v, M::formula(v, k));
             if check && !sum.all_finite() {

@@ -371,6 +371,14 @@ fn clear_below<E: Element, L: Lanes>(v: Vec<E, L>, n: usize) -> Vec<E, L> {
     if const { deals::<E, L>() } { v.clear_below_dealt(n) } else { v.clear_below(n) }
 }
 
+/// [Asks](Lanes::ask) for the line of each input that is so many bytes after an element.
+#[inline(always)]
+fn ask_all<L: Lanes, E: Element, const I: usize>(lanes: L, from: &[*const E; I], element: usize, after: usize) {
+    for i in 0..I {
+        lanes.ask(from[i].wrapping_add(element), after);
+    }
+}
+
 /// Reads one vector of each input.
 ///
 /// # Safety
