@@ -55,23 +55,27 @@ which_compiler() {
     fi
 }
 
-# cargo ARGS, where ARGS name one --target.
+# cargo ARGS, where ARGS name one --target or several, which one compiler has to have.
 cross_cargo() {
-    local target='' previous='' a
+    local compiler='' targets='' previous='' a
     for a in "$@"; do
-        [ "$previous" = --target ] && target=$a
+        if [ "$previous" = --target ]; then
+            targets="$targets $a"
+            [ "$compiler" = debian ] || compiler=$(which_compiler "$a")
+        fi
         previous=$a
     done
-    [ -n "$target" ] || die "cargo $*: no --target"
+    [ -n "$compiler" ] || die "cargo $*: no --target"
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_I686_UNKNOWN_LINUX_GNU_LINKER=i686-linux-gnu-gcc
-    case $(which_compiler "$target") in
+    case $compiler in
         rustup)
-            [ "${BN_CROSS:-}" != rustup ] || rustup target add "$target"
+            # shellcheck disable=SC2086
+            [ "${BN_CROSS:-}" != rustup ] || rustup target add $targets
             exec cargo "$@"
             ;;
         debian)
-            [ -x "$RUSTC_DEBIAN" ] && [ -x "$CARGO_DEBIAN" ] || die "no compiler for $target: ci/cross.sh install"
+            [ -x "$RUSTC_DEBIAN" ] && [ -x "$CARGO_DEBIAN" ] || die "no compiler for$targets: ci/cross.sh install"
             # Debian ships no rust-lld, which links the bare-metal and wasm targets.
             local lld
             lld=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Runs an x86-64 Linux program on an emulated CPU with AVX-512, for machines that have none. The
-# program is static, at fixed addresses, and makes no threads.
+# program makes no threads.
 #
 #   ci/emulate.sh install               fetches the emulator; fails where it cannot be had
-#   ci/emulate.sh flags                 rustc's flags for such a program
 #   ci/emulate.sh PROGRAM [ARGUMENT...] runs it, about 200 times as slow as it is
 #
 # The emulator is Bochs's CPU, as PyPI's bochscpu-python has it (Debian's bochs is built without
@@ -50,7 +49,6 @@ REQUIREMENTS
 
 case ${1:-} in
     install) install_emulator ;;
-    flags) echo '-C target-feature=+crt-static -C relocation-model=static -C link-arg=-lgcc_eh' ;;
-    '' | -*) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    '' | -*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) exec python3 "$here/emulate.py" "$@" ;;
 esac

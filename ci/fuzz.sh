@@ -1,20 +1,37 @@
 #!/usr/bin/env bash
 # Every fuzz target, or those named, for a bounded number of runs from the seeds. RUNS changes the number for all.
-# SANITIZER=none leaves the address sanitizer out, and BLIND=1 bn-core's coverage counters: each takes minutes from a build.
+#
+#   ci/fuzz.sh [TARGET...]            by libFuzzer, with counters and the address sanitizer: a nightly toolchain
+#   BLIND=1 ci/fuzz.sh [TARGET...]    by chance, on the build of `cargo test --workspace`
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
-command -v cargo-fuzz >/dev/null || cargo install --locked --debug cargo-fuzz
 # Few of what is slow: oracles and threads.
 declare -A runs=([forward]=800 [backward]=600 [inference]=1000 [layouts]=250 [isas]=1000 [threads]=150 [stages]=200 [fold]=20000 [capi]=10000
     [errors]=50000)
 targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages fold capi errors)
 
-# In a directory of its own: cargo would take one bn-core for the other.
-[ -z "${BLIND:-}" ] || export RUSTC_WRAPPER=$PWD/uninstrumented.sh CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/blind
-how=(--sanitizer "${SANITIZER:-address}" --codegen-units 16)
+if [ -n "${BLIND:-}" ]; then
+    # Tests run in the directory of their package.
+    here=$PWD
+    cd ..
+    # That the targets compile with libFuzzer too, which itself need not be compiled for that.
+    (cd fuzz && CUSTOM_LIBFUZZER_PATH=/nonexistent/libFuzzer.a cargo check --locked --bins)
+    cargo test --workspace --no-run "${targets[@]/#/--test=blind-}"
+    for t in "${targets[@]}"; do
+        printf '\n== %s\n' "$t"
+        mkdir -p "fuzz/artifacts/$t"
+        input=$here/artifacts/$t/input
+        cargo test --quiet --workspace --test "blind-$t" -- -runs="${RUNS:-${runs[$t]}}" -input="$input" "$here/seeds/$t" ||
+            { echo "fuzz: $t failed on $input" >&2; exit 1; }
+    done
+    exit
+fi
+
+command -v cargo-fuzz >/dev/null || cargo install --locked --debug cargo-fuzz
+how=(--codegen-units 16)
 cargo +nightly fuzz build "${how[@]}"
 for t in "${targets[@]}"; do
     printf '\n== fuzz %s\n' "$t"

@@ -14,8 +14,11 @@ HOST=x86_64-unknown-linux-gnu
 step() { printf '\n== %s\n' "$*"; }
 die() { printf 'isas: %s\n' "$*" >&2; exit 1; }
 
-# The instructions that a layer gets: a line isa=NAME, or refused=NAME. (With the features of the tests, or bn-core is built once more.)
-report() { cargo test -q -p bn-std --all-features --test isa -- --exact report --nocapture --test-threads=1; }
+# bn-std with all its features. Of the whole workspace, or bn-core, whose dependencies then have other features, is built once more.
+bn_std() { cargo test --workspace --features bn-std/half,bn-std/ndarray,bn-std/serde "$@"; }
+
+# The instructions that a layer gets: a line isa=NAME, or refused=NAME.
+report() { bn_std --quiet --test isa -- --exact report --nocapture --test-threads=1; }
 
 # bn-core takes its instructions from its caller, and its tests go through all of them; bn-std reads BN_ISA.
 forced() {
@@ -25,7 +28,7 @@ forced() {
         case $answer in
             *"isa=$isa"*)
                 step "bn-std, BN_ISA=$isa"
-                BN_ISA=$isa cargo test -p bn-std --all-features
+                BN_ISA=$isa bn_std --test arrays --test bits --test isa --test layer --test links --test rayon --test state
                 ;;
             *"refused=$isa"*)
                 [ "$isa" = avx512 ] || die "this CPU has no $isa"
@@ -34,14 +37,15 @@ forced() {
             *) die "BN_ISA=$isa: $answer" ;;
         esac
     done
+    step 'the examples of the documentation, with all features'
+    bn_std --doc
 }
 
 # Those tests of bn-core that compare instruction sets and do little else: an emulated CPU takes its time.
 emulated() {
     ci/emulate.sh install || die 'the emulator cannot be had'
     step 'emulated AVX-512: bn-core'
-    RUSTFLAGS=$(ci/emulate.sh flags) CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/ci/emulate.sh \
-        cargo test --target "$HOST" --target-dir target/emulated -p bn-core --features half \
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/ci/emulate.sh cargo test --workspace \
         --test extremes --test fusions --test limits --test strides -- --test-threads=1
 }
 

@@ -1,10 +1,9 @@
 //! Gradients, through any statistics, against the oracle; in place, and with any workspace: the same bits.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{BackwardInput, Gradients, Op, Run, Statistics};
-use bn_fuzz::{Input, by_type, check_backward};
+use bn_fuzz::{Input, by_type, check_backward, fuzz_target};
 use bn_oracle::problem::{How, Number, Scalar, Through};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

@@ -1,12 +1,12 @@
 //! Wrong arguments are refused, with the error that says so, and nothing has been written then.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use arbitrary::Arbitrary;
+use bn_fuzz::fuzz_target;
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Error, GradSums, Gradients, Layout, Moments, Momentum, Op, Prepared,
     Run, RunningStats, Shape, Statistics, Variance,
 };
-use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Input {

@@ -3,14 +3,13 @@
 //!
 //! What is documented is the error of a layer for any input. Where one input is far larger than the others, and
 //! where all are 0, that is the error of one weight, and of the bias; and if those keep to it, so does the layer.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use arbitrary::Arbitrary;
 use bn_core::{Affine, BatchNorm, Error, Fold, Prepared, Shape};
-use bn_fuzz::finite;
+use bn_fuzz::{finite, fuzz_target};
 use bn_oracle::problem::{Number, Scalar};
 use bn_oracle::{Channel, Real, Sum};
-use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Input {

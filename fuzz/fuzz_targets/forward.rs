@@ -1,11 +1,10 @@
 //! Training against the oracle; in place, by stages and with any workspace: the same bits. NaN and infinity
 //! stay in their channel.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{Affine, Moments, Op, Run};
-use bn_fuzz::{Input, by_type, check_forward};
+use bn_fuzz::{Input, by_type, check_forward, fuzz_target};
 use bn_oracle::problem::{Forward, How, Number, Scalar};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

@@ -1,10 +1,9 @@
 //! Inference against the oracle; in place, and prepared: the same bits.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{Affine, Error, Op, Prepared, Run};
-use bn_fuzz::{Input, by_type, check_inference};
+use bn_fuzz::{Input, by_type, check_inference, fuzz_target};
 use bn_oracle::problem::{How, Number};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

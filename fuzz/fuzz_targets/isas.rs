@@ -1,10 +1,9 @@
 //! The same bits from every instruction set, with any workspace, also where elements are not finite.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::Isa;
-use bn_fuzz::{Input, by_type};
+use bn_fuzz::{Input, by_type, fuzz_target};
 use bn_oracle::problem::{How, Number, Scalar, Through};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

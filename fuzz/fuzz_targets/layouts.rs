@@ -1,11 +1,10 @@
 //! NCHW against NHWC: statistics and gradients within their bounds in both, whatever is elementwise with
 //! the same bits, and the same bits in all where the layouts coincide.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{Affine, Moments, Op, Run, Shape};
-use bn_fuzz::{Input, by_type, check_backward, check_forward, transposed, turned};
+use bn_fuzz::{Input, by_type, check_backward, check_forward, fuzz_target, transposed, turned};
 use bn_oracle::problem::{Backward, Forward, Number, Problem, Through};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

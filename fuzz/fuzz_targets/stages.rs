@@ -1,12 +1,11 @@
 //! Statistics and sums of shards, merged in any split, equal those of the whole within their bounds, and so
 //! do the results made from them.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{Affine, BackwardInput, GradSums, Gradients, Moments, Op, Run, Shape, Statistics, merge_moments};
-use bn_fuzz::{Input, by_type, check_forward, check_shards};
+use bn_fuzz::{Input, by_type, check_forward, check_shards, fuzz_target};
 use bn_oracle::bounds;
 use bn_oracle::problem::{Backward, Forward, Number, Problem, Scalar};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

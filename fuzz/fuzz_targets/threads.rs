@@ -1,11 +1,10 @@
 //! The same bits on any number of threads, with any workspace and whatever the executor's habits. Serial
 //! results are what the other targets check.
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 use bn_core::{Executor, Isa};
-use bn_fuzz::{Input, by_type};
+use bn_fuzz::{Input, by_type, fuzz_target};
 use bn_oracle::problem::{How, Number};
-use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: Input| by_type!(input, go));
 

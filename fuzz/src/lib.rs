@@ -1,6 +1,14 @@
-//! What the targets share: inputs that are batch normalizations, and the bounds.
+//! What the targets share: inputs that are batch normalizations, and the bounds; and what runs them, libFuzzer or
+//! chance (`blind.rs`).
 
 #![warn(missing_docs)]
+
+#[cfg(not(feature = "libfuzzer"))]
+pub mod blind;
+
+pub use arbitrary;
+#[cfg(feature = "libfuzzer")]
+pub use libfuzzer_sys::fuzz_target;
 
 use arbitrary::Arbitrary;
 use bn_core::{Layout, Shape};

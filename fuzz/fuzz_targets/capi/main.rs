@@ -7,7 +7,7 @@
 //! | `descriptor.rs` | descriptors, and the plans that they mean |
 //! | `tensors.rs` | the calls with a descriptor |
 //! | `arrays.rs` | those without |
-#![no_main]
+#![cfg_attr(feature = "libfuzzer", no_main)]
 
 mod arrays;
 mod descriptor;
@@ -15,7 +15,7 @@ mod operands;
 mod tensors;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
+use bn_fuzz::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 enum Input {
