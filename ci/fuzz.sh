@@ -14,18 +14,18 @@ targets=("$@")
 [ $# -gt 0 ] || targets=(forward backward inference layouts isas threads stages fold capi errors)
 
 if [ -n "${BLIND:-}" ]; then
-    # Tests run in the directory of their package.
-    here=$PWD
     cd ..
     # That the targets compile with libFuzzer too, which itself need not be compiled for that.
     (cd fuzz && CUSTOM_LIBFUZZER_PATH=/nonexistent/libFuzzer.a cargo check --locked --bins)
-    cargo test --workspace --no-run "${targets[@]/#/--test=blind-}"
+    # With the bn-core that the tests of the workspace have built (Cargo.toml).
+    programs=$(cargo test --workspace --no-run --test header "${targets[@]/#/--test=blind-}" --message-format json-render-diagnostics |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
     for t in "${targets[@]}"; do
         printf '\n== %s\n' "$t"
         mkdir -p "fuzz/artifacts/$t"
-        input=$here/artifacts/$t/input
-        cargo test --quiet --workspace --test "blind-$t" -- -runs="${RUNS:-${runs[$t]}}" -input="$input" "$here/seeds/$t" ||
-            { echo "fuzz: $t failed on $input" >&2; exit 1; }
+        program=$(grep "/blind_$t-" <<<"$programs")
+        "$program" -runs="${RUNS:-${runs[$t]}}" -input="fuzz/artifacts/$t/input" "fuzz/seeds/$t" ||
+            { echo "fuzz: $t failed on fuzz/artifacts/$t/input" >&2; exit 1; }
     done
     exit
 fi

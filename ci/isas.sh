@@ -14,11 +14,11 @@ HOST=x86_64-unknown-linux-gnu
 step() { printf '\n== %s\n' "$*"; }
 die() { printf 'isas: %s\n' "$*" >&2; exit 1; }
 
-# bn-std with all its features. Of the whole workspace, or bn-core, whose dependencies then have other features, is built once more.
+# bn-std with all its features; of the whole workspace, and with `--test header`, or bn-core is built once more (Cargo.toml).
 bn_std() { cargo test --workspace --features bn-std/half,bn-std/ndarray,bn-std/serde "$@"; }
 
 # The instructions that a layer gets: a line isa=NAME, or refused=NAME.
-report() { bn_std --quiet --test isa -- --exact report --nocapture --test-threads=1; }
+report() { bn_std --quiet --test header --test isa -- --exact report --nocapture --test-threads=1; }
 
 # bn-core takes its instructions from its caller, and its tests go through all of them; bn-std reads BN_ISA.
 forced() {
@@ -28,7 +28,7 @@ forced() {
         case $answer in
             *"isa=$isa"*)
                 step "bn-std, BN_ISA=$isa"
-                BN_ISA=$isa bn_std --test arrays --test bits --test isa --test layer --test links --test rayon --test state
+                BN_ISA=$isa bn_std --test header --test arrays --test bits --test isa --test layer --test links --test rayon --test state
                 ;;
             *"refused=$isa"*)
                 [ "$isa" = avx512 ] || die "this CPU has no $isa"
@@ -37,8 +37,6 @@ forced() {
             *) die "BN_ISA=$isa: $answer" ;;
         esac
     done
-    step 'the examples of the documentation, with all features'
-    bn_std --doc
 }
 
 # Those tests of bn-core that compare instruction sets and do little else: an emulated CPU takes its time.

@@ -73,8 +73,8 @@ export -f arm
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 step "reference: $host"
-# With the bn-core that the tests of the workspace have built.
-program=$(CARGO_TARGET_DIR=$tests cargo test --quiet --workspace --no-run --test hashes --message-format json-render-diagnostics |
+# With the bn-core that the tests of the workspace have built (Cargo.toml).
+program=$(CARGO_TARGET_DIR=$tests cargo test --quiet --workspace --no-run --test header --test hashes --message-format json-render-diagnostics |
     sed -n 's/.*"executable":"\([^"]*\/hashes-[^"]*\)".*/\1/p')
 run reference "$program" portable
 for isa in avx2 avx512; do
