@@ -2,11 +2,11 @@
 #![cfg_attr(feature = "libfuzzer", no_main)]
 
 use arbitrary::Arbitrary;
-use bn_fuzz::fuzz_target;
 use bn_core::{
     Activation, Affine, BackwardInput, BatchNorm, Error, GradSums, Gradients, Layout, Moments, Momentum, Op, Prepared,
     Run, RunningStats, Shape, Statistics, Variance,
 };
+use bn_fuzz::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
