@@ -130,6 +130,8 @@ impl<T: Element> BatchNorm<T> {
     /// As [`with_isa`](Self::with_isa), in place.
     pub fn set_isa(&mut self, isa: Isa) {
         self.engine.isa = isa;
+        // What is staged is another's where elements are taken one by one.
+        self.engine.stride::<T>(&self.strides);
     }
 
     /// With operands that are parts of larger tensors. Results are those of dense operands, bit for bit;

@@ -23,7 +23,7 @@ use bytemuck::{Pod, Zeroable};
 /// assert_eq!(all.variance(), 2.5);
 /// assert_eq!(all.variance_unbiased(), 10.0 / 3.0);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct Moments {
     /// Values so far.
@@ -33,6 +33,11 @@ pub struct Moments {
     /// Σ (x − mean)².
     pub m2: f64,
 }
+
+// SAFETY: three fields of eight bytes that are Pod: no padding.
+unsafe impl Pod for Moments {}
+// SAFETY: all zeroes are valid for each field.
+unsafe impl Zeroable for Moments {}
 
 impl Moments {
     /// Nothing seen yet: the same as `default()`.
@@ -284,7 +289,7 @@ pub fn moments_from_mean_inverse_std<P: Param>(
 }
 
 /// Σ dy and Σ dy·(x − mean) of a channel: the backward twin of [`Moments`]. Shards add them up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct GradSums {
     /// Σ dy: the gradient of beta.
@@ -292,6 +297,11 @@ pub struct GradSums {
     /// Σ dy·(x − mean): the gradient of gamma times the standard deviation.
     pub dot: f64,
 }
+
+// SAFETY: two fields of eight bytes that are Pod: no padding.
+unsafe impl Pod for GradSums {}
+// SAFETY: all zeroes are valid for each field.
+unsafe impl Zeroable for GradSums {}
 
 impl GradSums {
     /// Adds the sums of another shard over the same statistics.

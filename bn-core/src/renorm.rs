@@ -81,7 +81,7 @@ pub struct Renorm {
 }
 
 /// r and d of a channel: what batch renormalization does to x̂, with no unit. 16 bytes, the same in C.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct RenormFactor {
     /// The factor of x̂.
@@ -89,6 +89,11 @@ pub struct RenormFactor {
     /// What is added to x̂.
     pub d: f64,
 }
+
+// SAFETY: two fields of eight bytes that are Pod: no padding.
+unsafe impl Pod for RenormFactor {}
+// SAFETY: all zeroes are valid for each field.
+unsafe impl Zeroable for RenormFactor {}
 
 impl Renorm {
     /// r_max 1 and d_max 0: batch normalization, to the bit.
