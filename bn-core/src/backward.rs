@@ -35,14 +35,14 @@ pub enum Statistics<'a, P> {
     Rounded {
         /// The mean of each channel.
         mean: &'a [P],
-        /// The biased variance of each channel: Σ (x − mean)²/n, without ε. A negative one makes its channel NaN.
+        /// The biased variance of each channel: Σ (x − mean)²/n, without ε. A channel whose var + ε is negative is NaN.
         var: &'a [P],
     },
     /// Running statistics, as inference uses them: constants ("frozen" batch normalization).
     Running {
         /// The running mean of each channel.
         mean: &'a [P],
-        /// The running variance of each channel, as inference used it, without ε. A negative one makes its channel NaN.
+        /// The running variance of each channel, as inference used it, without ε. A channel whose var + ε is negative is NaN.
         var: &'a [P],
     },
 }

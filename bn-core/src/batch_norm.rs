@@ -37,6 +37,8 @@ pub struct BatchNorm<T: Element> {
     pub(crate) shape: Shape,
     /// Resolved, by operand.
     strides: [Stride; 6],
+    /// [`Strides::given`].
+    strided: u8,
     pub(crate) epsilon: f64,
     pub(crate) activation: Activation,
     /// The same for the kernels.
@@ -83,14 +85,14 @@ impl<T: Element> BatchNorm<T> {
         isa: Isa,
         one_value: bool,
     ) -> Result<Self, E> {
-        if !(0.0..f64::INFINITY).contains(&epsilon) {
-            return Err(Error::Epsilon { got: epsilon }.into());
-        }
+        crate::error::epsilon(epsilon)?;
         activation.check::<T::Param>()?;
+        let strided = strides.given();
         let strides = strides.resolve(&shape)?;
         Ok(BatchNorm {
             shape,
             strides,
+            strided,
             epsilon,
             activation,
             rectifier: Rectifier::new::<T>(activation),
@@ -135,10 +137,11 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// With operands that are parts of larger tensors. Results are those of dense operands, bit for bit;
-    /// where runs are at least a vector long (16 elements), so is the speed.
+    /// where runs are at least a vector long (16 elements), so is the speed, but for NHWC beyond the caches: only dense rows are
+    /// written past them.
     ///
     /// A strided operand's slice starts at its first element and reaches at least to its last; what
-    /// lies between its runs is neither read nor written.
+    /// lies between its runs, and behind them, is neither read nor written.
     ///
     /// # Errors
     /// [`Error::Stride`] where elements would overlap, or reach beyond the address space.
@@ -153,6 +156,7 @@ impl<T: Element> BatchNorm<T> {
     /// As there.
     pub fn set_strides(&mut self, strides: Strides) -> Result<(), Error> {
         self.strides = strides.resolve(&self.shape)?;
+        self.strided = strides.given();
         self.engine.stride::<T>(&self.strides);
         Ok(())
     }
@@ -212,9 +216,10 @@ impl<T: Element> BatchNorm<T> {
     /// Words of workspace beyond which more does not help, with `width` threads
     /// ([`crate::Executor::width`]): at most 8192 (64 KB) per thread, and beyond that per channel, for all threads
     /// together, 96 (768 bytes) for sums with more than one thread and 64 (512 bytes) for the constants of many
-    /// channels; backward keeps 3 (24 bytes) per channel between its passes.
+    /// channels; backward keeps 3 (24 bytes) per channel between its passes. Tensors too small for threads need what one does.
     pub fn workspace_best(&self, op: Op, width: usize) -> usize {
         let e = &self.engine;
+        let width = e.worth(width);
         match op {
             Op::ForwardTraining => e.reduce_best::<T, 1, 2>(width).max(e.map_best::<T, 3>(width)),
             Op::Inference => e.map_best::<T, 3>(width),
@@ -237,9 +242,10 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         debug_assert!(default_floating_point(), "bn-core needs round-to-nearest without flush-to-zero");
         for &(operand, got) in tensors {
-            // A dense operand has its length; a strided one at least reaches its last element.
+            // A dense operand has its length; one that was given a stride at least reaches its last element.
             let span = self.stride(operand).resolved_span(&self.shape);
-            if got != ABSENT && (span == self.shape.len() || got < span) {
+            let strided = self.strided >> operand as u32 & 1 == 1;
+            if got != ABSENT && (!strided || got < span) {
                 length(operand.name(), got, span)?;
             }
         }

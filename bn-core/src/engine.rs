@@ -211,7 +211,7 @@ impl Engine {
     /// What lets every task of a reduction have its ideal scratch, and every cell its result.
     pub(crate) fn reduce_best<E: Element, const K: usize, const N: usize>(&self, width: usize) -> usize {
         let partial = match self.grid.cells() {
-            2.. if width > 1 => self.shape.channels().saturating_mul(self.grid.cells() * N),
+            2.. if width > 1 && !single!(self) => self.shape.channels().saturating_mul(self.grid.cells() * N),
             _ => 0,
         };
         self.ideal(width, self.reduce_need::<E, K, N>(), 0).saturating_add(partial)
@@ -233,9 +233,13 @@ impl Engine {
         IDEAL_SCRATCH.saturating_add(div(self.shape.channels().saturating_mul(share), width.max(1)))
     }
 
-    /// Threads that are worth waking.
+    /// How many of so many threads are worth waking.
+    pub(crate) fn worth(&self, width: usize) -> usize {
+        if self.shape.len() < MIN_PARALLEL { 1 } else { width }
+    }
+
     fn width(&self, run: &Run<'_>) -> usize {
-        if self.shape.len() < MIN_PARALLEL { 1 } else { run.width() }
+        self.worth(run.width())
     }
 
     /// A phase of work that is done once for each channel of a band, by as many threads as that is worth.

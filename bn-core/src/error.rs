@@ -13,7 +13,7 @@ pub enum Error {
     Length {
         /// Which argument.
         what: &'static str,
-        /// Elements that it should have.
+        /// Elements that it should have; at least, where it has been given strides.
         expected: usize,
         /// Elements that it has.
         got: usize,

@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Order
 /// Runs the tasks of a call, in any order, on any threads.
 ///
 /// A call is a short list of phases; a phase is a set of independent cells of work. For each phase
-/// [`run`](Executor::run) is called once with a number of tickets; each ticket claims cells until
-/// none is left. Tickets are interchangeable: which thread runs which cell, and in which order,
+/// that has work for more than one thread [`run`](Executor::run) is called once with a number of tickets; each ticket
+/// claims cells until none is left. Tickets are interchangeable: which thread runs which cell, and in which order,
 /// changes no bit of the result.
 ///
 /// A safe implementation cannot cause undefined behaviour, however wrong: cells are claimed from

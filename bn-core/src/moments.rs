@@ -230,7 +230,7 @@ pub fn moments_to_mean_inverse_std<P: Param>(
 /// Moments of `count` values per channel from a framework's arrays: see
 /// [`moments_to_mean_var`], and [`Moments::from_mean_var`] for what rounding has done to them.
 ///
-/// No values (`count` 0) give [`Moments::EMPTY`], whatever the arrays hold. NaN and infinity are
+/// No values (`count` 0) give [`Moments::EMPTY`], whatever legal numbers the arrays hold. NaN and infinity are
 /// taken over, and spoil their channel only.
 ///
 /// # Errors
@@ -263,7 +263,7 @@ pub fn moments_from_mean_var<P: Param>(
 /// Moments of `count` values per channel from means and inverse standard deviations: see
 /// [`moments_to_mean_inverse_std`] and [`Moments::from_mean_inverse_std`].
 ///
-/// No values (`count` 0) give [`Moments::EMPTY`], whatever the arrays hold.
+/// No values (`count` 0) give [`Moments::EMPTY`], whatever legal numbers the arrays hold.
 ///
 /// # Errors
 /// [`Error::Length`]; [`Error::Epsilon`]; [`Error::Value`] where an inverse standard deviation is

@@ -179,7 +179,7 @@ impl RunningStats {
     /// statistics are finite in every channel, or set `num_batches` back to 0 after the first one.
     ///
     /// # Errors
-    /// [`Error::Length`]; [`Error::Missing`] where the rule needs `num_batches` and it is not given.
+    /// [`Error::Length`]; [`Error::NoChannels`]; [`Error::Missing`] where the rule needs `num_batches` and it is not given.
     /// Nothing has been written then.
     pub fn update<P: Param>(
         &self,
@@ -190,6 +190,9 @@ impl RunningStats {
     ) -> Result<usize, Error> {
         length("running_mean", running_mean.len(), batch.len())?;
         length("running_var", running_var.len(), batch.len())?;
+        if batch.is_empty() {
+            return Err(Error::NoChannels);
+        }
         let scheduled = self.zero_debias || self.momentum == Momentum::Cumulative;
         if scheduled && num_batches.is_none() {
             return Err(Error::Missing { what: "num_batches" });

@@ -145,7 +145,7 @@ pub struct Stride {
     pub inner: usize,
 }
 
-/// The strides of each operand; an operand that a call does not have is not looked at.
+/// The strides of each operand. Those of an operand that a call does not have must make sense too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Strides {
     /// Of the input.
@@ -189,6 +189,15 @@ impl Strides {
         [x, y, residual, dy, dx, dresidual]
     }
 
+    /// A bit for each operand, by its number: whether it was given a stride, even one that is what dense means.
+    pub(crate) fn given(&self) -> u8 {
+        let mut bits = 0;
+        for (i, stride) in self.all().iter().enumerate() {
+            bits |= u8::from(*stride != Stride::default()) << i;
+        }
+        bits
+    }
+
     /// All dense.
     pub const DENSE: Strides = {
         let d = Stride { batch: 0, inner: 0 };
@@ -211,8 +220,8 @@ impl Stride {
     /// [`Shape::from_dims`], and how many elements apart neighbours are in each of them.
     ///
     /// `None` where this layout cannot read the tensor as it lies in memory: its runs are not contiguous, the positions
-    /// of an image not evenly spaced, an element is there more than once (a stride of 0), or there are fewer than two
-    /// dimensions, or not as many strides. Another order of the dimensions may do, as NHWC does for a tensor "in
+    /// of an image not evenly spaced, an element is there more than once (a stride of 0, or windows that overlap), or there
+    /// are fewer than two dimensions, or not as many strides. Another order of the dimensions may do, as NHWC does for a tensor "in
     /// channels-last format"; if none does it has to be copied.
     ///
     /// ```
@@ -241,7 +250,9 @@ impl Stride {
         };
         let step = |of: core::ops::Range<usize>| flat_step(dims.get(of.clone())?, strides.get(of)?);
         // 0: nothing is stepped over.
-        (step(run)? <= 1).then_some(Stride { batch: step(0..1)?, inner: step(runs)? })
+        let stride = (step(run)? <= 1).then_some(Stride { batch: step(0..1)?, inner: step(runs)? })?;
+        let shape = Shape::from_dims(layout, dims).ok()?;
+        stride.resolve(&shape).map(|_| stride)
     }
 
     /// Elements that an operand's slice needs to have: from its first to its last one.
@@ -274,15 +285,15 @@ impl Stride {
         let inner = if runs <= 1 { run } else { inner };
         let resolved = Stride { batch, inner };
         // Runs nest in images, or images in runs.
-        let (of_runs, of_images) = (resolved.reach(runs, inner, run)?, resolved.reach(shape.batch, batch, run)?);
+        let (of_runs, of_images) = (Self::reach(runs, inner, run)?, Self::reach(shape.batch, batch, run)?);
         let nested = inner >= run && batch >= of_runs || batch >= run && inner >= of_images;
-        let span = resolved.reach(shape.batch, batch, of_runs)?;
+        let span = Self::reach(shape.batch, batch, of_runs)?;
         let good = shape.is_empty() || nested && span.checked_mul(8)? <= isize::MAX as usize;
         good.then_some(resolved)
     }
 
     /// Elements from the first to the last of `n` things of `size`, `step` apart.
-    fn reach(self, n: usize, step: usize, size: usize) -> Option<usize> {
+    fn reach(n: usize, step: usize, size: usize) -> Option<usize> {
         n.saturating_sub(1).checked_mul(step)?.checked_add(size)
     }
 

@@ -653,6 +653,18 @@ fn workspace_of_one_thread() {
     }
 }
 
+/// What one thread does is not planned for more.
+#[test]
+fn workspace_of_a_small_tensor() {
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        let [small, large] = [49, 80].map(|s| plan(Shape::new(layout, 1, 2048, &[s]).unwrap()));
+        for op in [Op::ForwardTraining, Op::Inference, Op::Backward] {
+            assert_eq!(small.workspace_best(op, 64), small.workspace_best(op, 1), "{op:?} {small:?}");
+            assert!(large.workspace_best(op, 64) > large.workspace_best(op, 1), "{op:?} {large:?}");
+        }
+    }
+}
+
 #[test]
 fn missing_y() {
     let backwards = METHODS.into_iter().filter(|m| m.op() == Some(Op::Backward));
@@ -795,6 +807,9 @@ fn running_statistics() {
         assert_eq!((mean, var, n), (vec![SENTINEL; len_mean], vec![SENTINEL; len_var], 5), "{expected:?}");
     }
     assert_eq!(Error::Missing { what: "num_batches" }.to_string(), "num_batches is missing, and this call needs it");
+    let (mut none, mut batches) = ([0.0f32; 0], 5);
+    let refused = pytorch.update(&[], &mut none, &mut [0.0; 0], Some(&mut batches));
+    assert_eq!((refused, batches), (Err(Error::NoChannels), 5));
 
     // A plain average: (0·1 + 8)/1, then (8 + 4)/2, (12 + 0)/3; the old value of the first counts nothing.
     let (mut mean, mut var, mut n) = ([100.0f32], [200.0f32], 0);

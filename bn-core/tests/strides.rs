@@ -250,6 +250,26 @@ fn refusals() {
     assert_eq!(run(&slice, 36, 24), Ok(()));
     assert_eq!(run(&slice, 33, 24), Err(Error::Length { what: "x", expected: 34, got: 33 }));
     assert_eq!(run(&slice, 36, 25), Err(Error::Length { what: "y", expected: 24, got: 25 }));
+    // Nor does it matter that the strides given are those of a dense one, or stepped over by nothing, or that all elements
+    // lie between the first and the last: the last batch of a data set may be a single image, or none.
+    for (x, batch, span) in [
+        (Stride { batch: 18, inner: 0 }, 1, 12),
+        (Stride { batch: 12, inner: 4 }, 2, 24),
+        (Stride { batch: 4, inner: 8 }, 2, 24),
+        (Stride { batch: 18, inner: 6 }, 0, 0),
+    ] {
+        let shape = Shape::nchw(batch, 3, &[4]).unwrap();
+        let bn = BatchNorm::<f32>::new(shape, 1e-5).unwrap().with_strides(Strides { x, ..Strides::DENSE }).unwrap();
+        for more in [0, 1, 100] {
+            assert_eq!(run(&bn, span + more, shape.len()), Ok(()), "{x:?} {more}");
+        }
+        if let Some(got) = span.checked_sub(1) {
+            assert_eq!(run(&bn, got, shape.len()), Err(Error::Length { what: "x", expected: span, got }));
+        }
+        let dense = bn.with_strides(Strides::DENSE).unwrap();
+        let (expected, got) = (shape.len(), shape.len() + 1);
+        assert_eq!(run(&dense, got, expected), Err(Error::Length { what: "x", expected, got }));
+    }
     let mut over = [1.0; 34];
     let refused =
         slice.inference_in_place(&mut over, None, Affine::NONE, &[0.0; 3], &[1.0; 3], Run::serial(&mut workspace));
@@ -331,6 +351,9 @@ fn from_dims() {
         assert_eq!(Stride::from_dims(layout, &[3], &[1]), None);
         assert_eq!(Stride::from_dims(layout, &[3, 2], &[2]), None);
         assert_eq!(Stride::from_dims(layout, &[3, 2], &[0, 1]), None);
+        // Windows of 8 rows, 4 rows apart: elements are in two of them.
+        assert_eq!(Stride::from_dims(layout, &[5, 3, 8], &[12, 1, 3]), None);
+        assert_eq!(Stride::from_dims(layout, &[5, 8, 3], &[12, 3, 1]), None);
         assert_eq!(Stride::from_dims(layout, &[2, usize::MAX, 2], &[4, 2, 1]), None);
     }
     assert_eq!(Error::Rank { expected: 2, got: 1 }.to_string(), "the tensor has 1 dimensions, expected at least 2");

@@ -27,8 +27,8 @@ pub enum Exchange {
 
 impl Exchange {
     /// Bytes that all ranks together bring, above which [`Exchange::Auto`] scatters: there, merging all
-    /// channels of all ranks on every rank begins to take longer than a second collective. (docs/cost.md:
-    /// 8 KB by InfiniBand, 50 KB by Ethernet.)
+    /// channels of all ranks on every rank begins to take longer than a second collective. Where that is depends on
+    /// the network: docs/cost.md.
     const GATHER_MAX: usize = 16 << 10;
 
     /// What `Auto` stands for, with so many ranks and channels.

@@ -29,6 +29,8 @@ pub struct SyncBatchNorm<'c, T: Element> {
     settings: Settings,
     /// What this rank says of its calls, but for what changes from call to call.
     header: Header,
+    /// A checksum of the running statistics that it went on from.
+    origin: u64,
     executor: Box<dyn Executor>,
     exchanger: Exchanger,
     running_mean: Vec<T::Param>,
@@ -126,6 +128,7 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
             comm,
             settings,
             header,
+            origin: 0,
             executor: Box::new(Serial),
             exchanger,
             running_mean: filled(channels)?,
@@ -166,7 +169,7 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
         y: &mut [T],
     ) -> Result<usize, Error> {
         let prepared = self.own_moments(shape, x, residual, &affine, y.len());
-        let header = self.header.call(Operation::Forward, Some(shape.layout()), prepared.as_ref().err().copied());
+        let header = self.call(Operation::Forward, Some(shape.layout()), prepared.as_ref().err().copied());
         let count = shape.values_per_channel();
         let total = self.exchanger.run(self.comm, &header, count, &self.own_moments, &mut self.merged)?;
         let plan = prepared.map_err(|problem| Error::Refused { rank: self.comm.rank(), problem })?;
@@ -202,7 +205,7 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
     ) -> Result<(), Error> {
         let prepared = self.own_sums(&input, &output);
         let layout: Option<Layout> = self.last.map(|shape| shape.layout());
-        let header = self.header.call(Operation::Backward, layout, prepared.as_ref().err().copied());
+        let header = self.call(Operation::Backward, layout, prepared.as_ref().err().copied());
         let count = self.last.map_or(0, |shape| shape.values_per_channel());
         self.exchanger.run(self.comm, &header, count, &self.own_sums, &mut self.sums)?;
         let plan = prepared.map_err(|problem| Error::Refused { rank: self.comm.rank(), problem })?;
@@ -292,6 +295,12 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
         Ok(plan)
     }
 
+    /// What goes before a call. A rank that took a checkpoint at another time than the others has it at another batch.
+    fn call(&self, operation: Operation, layout: Option<Layout>, problem: Option<Problem>) -> Header {
+        let origin = hash([self.origin, self.num_batches].into_iter());
+        self.header.with_origin(origin).call(operation, layout, problem)
+    }
+
     /// Workspace for an operation.
     fn grow(&mut self, plan: &BatchNorm<T>, op: Op) -> Result<(), Problem> {
         let words = plan.workspace_best(op, self.executor.width());
@@ -316,7 +325,7 @@ impl<'c, T: Element> SyncBatchNorm<'c, T> {
         self.running_var.copy_from_slice(var);
         self.num_batches = num_batches;
         let words = mean.iter().chain(var).map(bits);
-        self.header = self.header.with_origin(hash(words.chain([num_batches])));
+        self.origin = hash(words);
         Ok(())
     }
 

@@ -37,7 +37,7 @@
 //! # Order of calls
 //! `new`, `forward` and `backward` are collective: every rank of the communicator calls them, in the same
 //! order, also a rank whose shard is empty. A rank that calls another of them, or the same of another layer,
-//! is an error on all ranks. What no message can tell: a rank that does not call at all leaves the others
+//! is an error on all ranks (but see [`Settings::without_call_check`]). What no message can tell: a rank that does not call at all leaves the others
 //! waiting, as with any collective call of MPI.
 //!
 //! # Messages

@@ -84,10 +84,11 @@ impl Settings {
     /// Without the 16 bytes that ranks exchange before the statistics, to make sure that all of them call the
     /// same operation of the same layer and have no error of their own to report.
     ///
-    /// That saves one latency per pass. What is checked goes with the statistics then, so nearly all errors
-    /// are found all the same, but for one: where ranks call layers of different numbers of channels at the
-    /// same time, messages of different lengths meet, and MPI may end the program or wait forever. For
-    /// programs whose order of calls does not depend on the rank.
+    /// That saves one latency per pass. What is checked goes with the statistics then, so errors are found all the
+    /// same where the messages of all ranks are of one kind and length. Where they are not, MPI may end the
+    /// program or wait forever: where ranks call layers of different numbers of channels at the same time, or
+    /// of another [`Exchange`], or one that is checked, or `new`. For programs whose order of calls does not
+    /// depend on the rank.
     pub fn without_call_check(mut self) -> Self {
         self.check_calls = false;
         self

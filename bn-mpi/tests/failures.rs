@@ -238,6 +238,13 @@ fn calls(world: &SimpleCommunicator, exchange: Exchange, odd: Rank, check: bool)
     bn.restore(&[0.0; CHANNELS], &var, 0).unwrap();
     assert_eq!(bn.forward(shape, &x, None, Affine::NONE, &mut again), Ok(0));
     assert_eq!(again, y);
+    // The same checkpoint, taken once more by one rank alone.
+    if mine {
+        bn.restore(&[0.0; CHANNELS], &var, 0).unwrap();
+    }
+    again.fill(7.0);
+    let error = bn.forward(shape, &x, None, Affine::NONE, &mut again);
+    differs_or_runs(error, Setting::RunningStatistics, odd, world, &mut again);
 
     // An executor that does not do its work, on a tensor that is large enough for threads.
     let large = rows(1 << 17, CHANNELS);

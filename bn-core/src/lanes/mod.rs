@@ -72,7 +72,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Asks for the line so many bytes after `p`; none need be there.
     #[inline(always)]
     fn ask<T>(self, _p: *const T, _after: usize) {}
-    /// Makes [`Vector::stream`] visible to other threads before what follows.
+    /// Makes [`Vector::stream`] visible to other threads before what follows, which may then access the same memory.
     #[inline(always)]
     fn fence(self) {}
     /// `a / b`.

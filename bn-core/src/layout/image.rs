@@ -107,6 +107,10 @@ where
                 at = next;
             }
             if end < width {
+                if STREAM {
+                    // The last vectors overlap what has been streamed.
+                    lanes.fence();
+                }
                 for s in 0..S {
                     // A plane has at least a vector.
                     let k = self.of_plane(lanes, div(last, self.positions));

@@ -386,6 +386,10 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
             }
             at = rest + whole;
             if at < self.width {
+                if lead.is_some() {
+                    // The last vector overlaps what has been streamed, which another store may follow only behind a fence.
+                    lanes.fence();
+                }
                 if ROWS && DEALT {
                     // The table has no vector that starts elsewhere.
                     return self.one_by_one::<M, J, K>(op, k, at, self.width);
@@ -482,6 +486,10 @@ impl<E: Element, const I: usize, const O: usize> Elements<E, I, O> {
                 (at, offset) =
                     self.walk_fast::<L, M, J, K, S, STREAM, ROWS, DEALT>(lanes, op, ready, k, at, end, far, offset);
                 if at < end {
+                    if const { STREAM && S > 1 } {
+                        // Parts before the one that was left have been streamed, and are written once more.
+                        lanes.fence();
+                    }
                     for s in 0..S {
                         self.one_by_one::<M, J, K>(op, k, at + s * far, at + s * far + lanes_of);
                     }

@@ -2,12 +2,13 @@
 //! streams go on side by side, what is stored past the caches. None of it changes a result, so that no other test sees
 //! it.
 
-use crate::lanes::traced::{Event, Kind, Ways, trace};
+use crate::lanes::traced::{self, Event, Kind, Ways};
 use crate::layout::CACHED_BYTES;
 use crate::layout::run::{ASKED, FAR, NEAR, TURN, WIDE, shared};
 use crate::{Activation, Affine, BackwardInput, BatchNorm, Gradients, Moments, Op, Run, Shape, Statistics};
 use crate::{Stride, Strides};
 use core::ops::Range;
+use std::collections::BTreeSet;
 use std::{format, vec, vec::Vec};
 
 /// Elements of a vector, which are a cache line.
@@ -49,6 +50,26 @@ impl Tensor {
 const PLAIN: Ways = Ways { lines: false, ahead: false };
 const LINES: Ways = Ways { lines: true, ahead: false };
 const AHEAD: Ways = Ways { lines: true, ahead: true };
+
+/// What a call does; of what is stored past the caches nothing is read or written before a fence.
+fn trace(ways: Ways, call: impl FnOnce()) -> Vec<Event> {
+    const BYTES: usize = LANES * size_of::<f32>();
+    let events = traced::trace(ways, call);
+    let mut past = BTreeSet::new();
+    for &Event { kind, address } in &events {
+        match kind {
+            Kind::Past => assert!(past.insert(address), "stored past the caches twice"),
+            Kind::Fence => past.clear(),
+            Kind::Read | Kind::Write => {
+                let mut near = past.range(address + 1 - BYTES..address + BYTES);
+                assert_eq!(near.next(), None, "{kind:?} at {address}, which was stored past the caches");
+            }
+            Kind::Ask | Kind::Check => {}
+        }
+    }
+    assert!(past.is_empty(), "no fence at the end");
+    events
+}
 
 fn plan(shape: Shape) -> BatchNorm<f32> {
     BatchNorm::new(shape, 1e-5).unwrap()

@@ -209,6 +209,17 @@ fn views_give_what_their_copies_give() {
     }
 }
 
+/// A view that has elements twice: no strides of an operand are like that, so it is copied.
+#[test]
+fn windows_that_overlap() {
+    let x: Tensor<3> = numbers(9, [20, 3]).cast(DType::F32).unfold(0, 8, 4);
+    assert_eq!(x.dims(), [4, 3, 8]);
+    let [gamma, beta] = [1, 2].map(|seed| numbers(seed, [3]).cast(DType::F32));
+    let y = training(x.clone(), gamma.clone(), beta.clone(), EPSILON).unwrap().y;
+    let copied = training(copy(&x, DType::F32), gamma, beta, EPSILON).unwrap().y;
+    assert_eq!(values(&y), values(&copied));
+}
+
 #[test]
 fn channels_last_stays_channels_last() {
     use burn::backend::Flex;

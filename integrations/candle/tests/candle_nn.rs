@@ -213,6 +213,18 @@ fn views_give_what_their_copies_give() -> Result<()> {
     Ok(())
 }
 
+/// A view that has elements twice: no strides of an operand are like that, so it is copied.
+#[test]
+fn windows_that_overlap() -> Result<()> {
+    let x = numbers(9, &[20, 3])?.to_dtype(DType::F32)?.unfold(0, 8, 4)?;
+    assert_eq!((x.dims(), x.stride()), (&[4, 3, 8][..], &[12, 1, 3][..]));
+    let (y, moments) = training(&x, None, EPSILON)?;
+    let (copied, moments_copied) = training(&x.contiguous()?, None, EPSILON)?;
+    assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, copied.flatten_all()?.to_vec1::<f32>()?);
+    assert_eq!(moments, moments_copied);
+    Ok(())
+}
+
 #[test]
 fn channels_last_stays_channels_last() -> Result<()> {
     let x = numbers(1, &[3, 5, 4, 8])?.permute((0, 3, 1, 2))?;
