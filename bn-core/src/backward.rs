@@ -158,9 +158,7 @@ impl<T: Element> BatchNorm<T> {
         if output.dx.is_some() {
             return Err(Error::Unused { what: "output.dx" });
         }
-        if let Statistics::Batch(moments) = input.statistics {
-            self.check_counts(moments)?;
-        }
+        self.check_counts(&input.statistics)?;
         // One address for both: another borrow would end the first.
         let p = dy_to_dx.as_mut_ptr();
         let targets = Targets { dx: Shared(p), ..output.targets() };
@@ -240,7 +238,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         let [gamma, beta] = affine.lengths();
         self.check(&[], &[gamma, beta, ("moments", moments.len())], self.workspace_min(Op::Backward), workspace)?;
-        self.check_counts(moments)?;
+        self.check_counts(&Statistics::Batch(moments))?;
         if self.activation.inverse::<T::Param>().is_none() {
             return Err(Error::NotInvertible { channel: None });
         }
@@ -364,10 +362,7 @@ impl<T: Element> BatchNorm<T> {
     ) -> Result<(), Error> {
         self.check_backward(input, input.dy.len(), workspace)?;
         self.check_gradients(output)?;
-        match input.statistics {
-            Statistics::Batch(moments) => self.check_counts(moments),
-            _ => Ok(()),
-        }
+        self.check_counts(&input.statistics)
     }
 
     #[cfg_attr(target_os = "none", inline(never))]
@@ -398,7 +393,8 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// The moments of a one-call backward pass are those of its x; others go with the stages.
-    pub(crate) fn check_counts(&self, moments: &[Moments]) -> Result<(), Error> {
+    pub(crate) fn check_counts(&self, statistics: &Statistics<'_, T::Param>) -> Result<(), Error> {
+        let Statistics::Batch(moments) = *statistics else { return Ok(()) };
         let expected = self.shape.values_per_channel();
         match moments.iter().position(|m| m.count != expected) {
             Some(channel) => {

@@ -32,8 +32,9 @@ const MIN_VALUES: usize = 1024;
 /// Elements below which a call stays on the calling thread. Two threads against one, by rayon, on Zen 5: at
 /// 32 k elements 0.6 to 0.9 times the speed, at 64 k 0.8 to 1.3, at 100 k 1.1 to 1.5, at 200 k 1.3 to 1.6 and
 /// beyond 1.2 to 1.8. On Zen 4, calls back to back: at 64 k 1.05 to 1.7 by least times, by medians 0.9 to 1.7 from within the pool and
-/// 0.8 to 1.15 from outside it.
-const MIN_PARALLEL: usize = 1 << 17;
+/// 0.8 to 1.15 from outside it. On bare metal, element by element, 4096 are a few hundred thousand instructions, and what
+/// has 131,072 has no place there.
+const MIN_PARALLEL: usize = if ALWAYS_SINGLE { 1 << 12 } else { 1 << 17 };
 /// Channels that a thread takes at least where there is only a little to do for each: a microsecond's worth.
 const MIN_CHANNELS: usize = 128;
 

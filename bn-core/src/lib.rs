@@ -23,7 +23,8 @@
 //! - [`Isa::detect`] is what a plan starts with, and the fastest; no build flags are needed. On bare metal (`target_os = "none"`) it is
 //!   the portable one, which takes elements one by one where the target has no vectors.
 //! - Bring [`BatchNorm::workspace_best`] words, and bring the same ones again: call after call finds them in the cache.
-//! - Two threads pay from 131,072 elements on; smaller calls stay on the calling thread, whatever the executor.
+//! - Two threads pay from 131,072 elements on (element by element on bare metal from 4096 on); smaller calls stay on the calling
+//!   thread, whatever the executor.
 //! - Tensors that all begin at the same place of a page, as allocators like to put large ones, meet in the sets of a first-level cache:
 //!   a KB or two between their beginnings makes small calls 1.1 to 1.25 times as fast. Tensors a multiple of 256 MB apart are
 //!   read at half the speed on some CPUs (Zen 4): put a page between them.

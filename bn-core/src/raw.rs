@@ -192,9 +192,7 @@ pub unsafe fn backward<T: Element>(
 ) -> Result<(), Error> {
     let view = view(bn, &at, &run)?;
     bn.check_gradients(&output)?;
-    if let Statistics::Batch(moments) = at.statistics {
-        bn.check_counts(moments)?;
-    }
+    bn.check_counts(&at.statistics)?;
     // SAFETY: by the caller.
     unsafe { bn.backward_at(&view, &output.targets(), &mut run)? };
     Ok(())

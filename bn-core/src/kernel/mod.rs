@@ -45,10 +45,14 @@ pub(crate) trait Reduction<E: Element, const I: usize, const J: usize, const K: 
     fn values<R: Real>(ready: &Self::Ready<R>, x: [R; I]) -> [R; J];
     /// What one element adds to each sum.
     fn addends<R: Real>(v: [R; J], k: [R; K]) -> [R; N];
-    /// Constants 1 and up of a channel.
-    fn constant(&self, channel: usize, which: usize) -> E::Compute;
+    /// Constants 1 and up of a channel; none by default.
+    #[inline(always)]
+    fn constant(&self, _channel: usize, _which: usize) -> E::Compute {
+        E::Compute::ZERO
+    }
     /// The same of neighbouring channels from `first` on, at most [`MOST_LANES`](crate::layout::MOST_LANES).
-    fn constants(&self, first: usize, which: usize, to: &mut [E::Compute]);
+    #[inline(always)]
+    fn constants(&self, _first: usize, _which: usize, _to: &mut [E::Compute]) {}
     /// Whether an element that equals the pivot adds 0 to every sum.
     fn zero_at_pivot(&self) -> bool;
     /// Whether sums over `n` elements that were made in the element's arithmetic can be trusted.

@@ -48,12 +48,6 @@ impl<E: Element> Reduction<E, 1, 1, 1, 2> for MomentSums {
         [d, d * d]
     }
     #[inline(always)]
-    fn constant(&self, _: usize, _: usize) -> E::Compute {
-        E::Compute::ZERO
-    }
-    #[inline(always)]
-    fn constants(&self, _: usize, _: usize, _: &mut [E::Compute]) {}
-    #[inline(always)]
     fn zero_at_pivot(&self) -> bool {
         true
     }
